@@ -54,7 +54,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             interface on a random port. An empty list: dial only.
         transports: which transports to use, "tcp" and "utp".
         network_name: nodes of different names cannot connect to each other; it isolates, it does not hide.
-        network_key: a secret shared by the whole network, mixed into every handshake; None for none.
+        network_key: a secret (text or bytes) shared by the whole network, mixed into every handshake; None for none.
         bootstrap: contacts of nodes to stay connected to.
         signing: "on", "strict" (deliver only what is verified) or "off" (needs the same from the peer); True and
             False mean "on" and "off".
@@ -90,7 +90,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     listen: list[str] | None = None
     transports: list[Transport] = msgspec.field(default_factory=lambda: ["tcp", "utp"])
     network_name: str = "crust"
-    network_key: str | bytes | None = None
+    network_key: Any = None
     bootstrap: list[str] = msgspec.field(default_factory=list)
     signing: SigningMode | bool = "on"
     relay: bool = True
@@ -129,6 +129,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             msgspec.structs.force_setattr(self, "signing", "on" if self.signing else "off")
         if self.signing not in ("on", "strict", "off"):
             raise ConfigError(f'signing: {self.signing!r} is not "on", "strict" or "off"')
+        if not isinstance(self.network_key, (str, bytes, type(None))):
+            raise ConfigError("network_key: takes a text or bytes")
         if not self.transports or any(t not in ("tcp", "utp") for t in self.transports):
             raise ConfigError(f'transports: {self.transports!r}; give one or both of "tcp" and "utp"')
         if isinstance(self.bootstrap, str) or isinstance(self.listen, str):
