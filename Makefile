@@ -63,7 +63,7 @@ coverage: $(VENV)/.stamp-dev
 lint: $(VENV)/.stamp-dev
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: make fmt"; exit 1; }
 	@$(BIN)/ruff check .
-	@$(BIN)/lint-imports --no-timings >$(VENV)/lint-imports.log 2>&1 || { cat $(VENV)/lint-imports.log; exit 1; }
+	@$(BIN)/lint-imports --no-logo >$(VENV)/lint-imports.log 2>&1 || { cat $(VENV)/lint-imports.log; exit 1; }
 
 fmt: $(VENV)/.stamp-dev
 	@$(BIN)/ruff check --fix --quiet . || true

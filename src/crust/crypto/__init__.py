@@ -1,0 +1,1 @@
+"""Keys, AEAD and signatures, thin over ."""

@@ -1,0 +1,1 @@
+"""Finding peers: bootstrap cache, local network, DHT, directory."""

@@ -1,0 +1,1 @@
+"""Bytes to checked records and back, one format a file."""

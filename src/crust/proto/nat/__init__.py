@@ -1,0 +1,1 @@
+"""STUN, NAT behaviour, candidates, punching, PCP and NAT-PMP."""

@@ -1,0 +1,1 @@
+"""The session above paths: numbering, priorities, streams, signing."""

@@ -1,0 +1,1 @@
+"""The uTorrent transport protocol (BEP 29)."""
