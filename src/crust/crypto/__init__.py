@@ -1,1 +1,1 @@
-"""Keys, AEAD and signatures, thin over ."""
+"""Keys, AEAD and signatures, thin over `cryptography`."""
