@@ -1,0 +1,186 @@
+"""Measure throughput, latency, messages per second, time to connect and memory beside raw sockets and TLS.
+
+Two processes over loopback, rounds interleaved, medians. The whole run takes at most three minutes; let nothing else
+run meanwhile. What each figure means: docs/explanation/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from crust.bench import MEASURES, ROWS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+    from rich.status import Status
+    from rich.table import Table
+
+    from crust.bench.control import Plan, Results
+    from crust.bench.report import Check, Figures
+    from crust.cli.output import Output
+
+__all__ = ["add_arguments", "run"]
+
+_LABELS = {
+    "raw_tcp": "raw TCP",
+    "tls": "mutual TLS 1.3",
+    "raw_udp_gso": "raw UDP, GSO/GRO",
+    "tcp": "Crust, TCP",
+    "tcp_unsigned": "Crust, TCP, unsigned",
+    "utp": "Crust, µTP",
+    "utp_1500": "Crust, µTP, 1500 B",
+}
+_COLUMNS = {
+    "bulk_mb_s": ("bulk MB/s", "{:,.0f}"),
+    "messages_per_s": ("100 B msg/s", "{:,.0f}"),
+    "rtt_us": ("64 B rtt µs", "{:.0f}"),
+    "connect_ms": ("connect ms", "{:.2f}"),
+    "idle_kib": ("idle KiB", "{:.1f}"),
+    "cpu_s_per_gib": ("CPU s/GiB", "{:.2f}"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `crust bench`."""
+    parser.add_argument("--rounds", type=_rounds, metavar="N", help="interleaved rounds (default 5; 1 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="one short round: rough figures in some 20 s")
+    parser.add_argument("--only", type=_names(ROWS), metavar="ROW,…", help=f"only these rows: {', '.join(ROWS)}")
+    parser.add_argument(
+        "--measure", type=_names(MEASURES), metavar="NAME,…", help=f"only these measures: {', '.join(MEASURES)}"
+    )
+
+
+async def run(args: argparse.Namespace, out: Output) -> int:
+    """Measure, print the table or the JSON object; 0 whatever the figures are."""
+    from crust.bench.control import measure
+    from crust.bench.report import check, medians, summary
+
+    plan = _plan(args)
+    with _Progress(plan, out) as progress:
+        results = await measure(plan, progress.step)
+    if args.json:
+        out.data("", summary(plan, results))
+        return 0
+    figures = medians(results)
+    out.data(_table(plan, figures))
+    for name, reason in results.missing.items():
+        out.data(f"Not measured: {_LABELS[name]} ({reason})")
+    checks = [held for held in check(figures) if held.passed is not None]
+    if checks:
+        out.data("\n" + _verdicts(checks))
+    out.data("\n" + _method(plan, results))
+    return 0
+
+
+def _rounds(text: str) -> int:
+    rounds = int(text)
+    if not 1 <= rounds <= 100:
+        raise argparse.ArgumentTypeError("give a number from 1 to 100")
+    return rounds
+
+
+def _names(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    """A parser for a list of names, kept in the order of `known`."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        given = {name.strip() for name in text.split(",")}
+        if unknown := sorted(given - set(known)):
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
+        return tuple(name for name in known if name in given)
+
+    return parse
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    from crust.bench.control import Plan
+
+    changes = {"rounds": args.rounds, "rows": args.only, "measures": args.measure}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return Plan.quick(**changes) if args.quick else Plan(**changes)
+
+
+class _Progress:
+    """Tells on standard error what is being measured: one live line on a terminal, else a line for each round."""
+
+    def __init__(self, plan: Plan, out: Output) -> None:
+        self._plan = plan
+        self._out = out
+        self._round = -1
+        self._status: Status | None = None
+
+    def __enter__(self) -> Self:
+        if self._out.is_terminal():
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status("starting")
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def step(self, number: int, row: str, measure: str) -> None:
+        """Note that one measure of one row begins."""
+        if self._status is not None:
+            self._status.update(f"round {number + 1} of {self._plan.rounds}: {_LABELS[row]}, {measure}")
+        elif number != self._round:
+            self._out.say(f"round {number + 1} of {self._plan.rounds}")
+        self._round = number
+
+
+def _table(plan: Plan, figures: Figures) -> str:
+    from rich.table import Table
+
+    shown = [name for name in _COLUMNS if any(figures[row][name] is not None for row in ROWS)]
+    table = Table("", *(_COLUMNS[name][0] for name in shown), box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in plan.rows:
+        values = [(figures[row][name], _COLUMNS[name][1]) for name in shown]
+        table.add_row(_LABELS[row], *("-" if value is None else form.format(value) for value, form in values))
+    return _render(table)
+
+
+def _verdicts(checks: list[Check]) -> str:
+    from rich.table import Table
+
+    table = Table("aim", "measured", "limit", "", box=None, pad_edge=False)
+    for held in checks:
+        assert held.value is not None
+        assert held.limit is not None
+        title, form = _COLUMNS[held.bar.figure]
+        table.add_row(
+            f"{_LABELS[held.bar.row]}: {title} {_in_words(held)}",
+            form.format(held.value),
+            form.format(held.limit),
+            "[green]reached[/]" if held.passed else "[red]missed[/]",
+        )
+    return _render(table)
+
+
+def _in_words(held: Check) -> str:
+    terms = [f"{factor:g} x {_LABELS[row]}" if row else f"{factor:g}" for factor, row in held.bar.factors]
+    return (">= " if held.bar.at_least else "<= ") + " or ".join(terms)
+
+
+def _render(table: Table) -> str:
+    from rich.console import Console
+
+    console = Console(highlight=False, width=max(Console().width, 100))
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _method(plan: Plan, results: Results) -> str:
+    medians = "one round" if results.rounds == 1 else f"medians of {results.rounds} rounds"
+    text = f"Two processes over loopback, event loop {results.loop or 'unknown'}, {medians}"
+    if results.rounds < plan.rounds:
+        text += f" (of {plan.rounds}: time ran out)"
+    if results.idle_connections:
+        text += f", memory over {results.idle_connections} idle connections (the larger side)"
+    return text + "."
