@@ -158,18 +158,23 @@ def serialize_natpmp(message: NatPmpRequest | NatPmpResponse) -> bytes:
         LocalProtocolError: a field that the format cannot hold.
     """
     try:
-        match message:
-            case NatPmpAddressRequest():
-                return bytes((NATPMP_VERSION, NatPmpOpcode.ADDRESS))
-            case NatPmpMapRequest(opcode, internal, external, lifetime):
-                return _MAP_REQUEST.pack(NATPMP_VERSION, opcode, 0, internal, external, lifetime)
-            case NatPmpAddressResponse(epoch, host):
-                packed = ipaddress.IPv4Address(host).packed
-                return _ADDRESS_RESPONSE.pack(NATPMP_VERSION, 128 + NatPmpOpcode.ADDRESS, 0, epoch, packed)
-            case NatPmpMapResponse(opcode, epoch, internal, external, lifetime):
-                return _MAP_RESPONSE.pack(NATPMP_VERSION, 128 + opcode, 0, epoch, internal, external, lifetime)
-            case NatPmpErrorResponse():
-                head = _RESPONSE_HEAD.pack(NATPMP_VERSION, 128 + message.opcode, message.result, message.epoch)
-        return head if message.internal_port is None else head + struct.pack("!HHI", message.internal_port, 0, 0)
+        return _pack(message)
     except (struct.error, ValueError) as error:
         raise LocalProtocolError(f"not a NAT-PMP message: {message}") from error
+
+
+def _pack(message: NatPmpRequest | NatPmpResponse) -> bytes:
+    version = NATPMP_VERSION
+    if isinstance(message, NatPmpAddressRequest):
+        return bytes((version, NatPmpOpcode.ADDRESS))
+    if isinstance(message, NatPmpMapRequest):
+        m = message
+        return _MAP_REQUEST.pack(version, m.opcode, 0, m.internal_port, m.external_port, m.lifetime)
+    if isinstance(message, NatPmpAddressResponse):
+        packed = ipaddress.IPv4Address(message.host).packed
+        return _ADDRESS_RESPONSE.pack(version, 128 + NatPmpOpcode.ADDRESS, 0, message.epoch, packed)
+    if isinstance(message, NatPmpMapResponse):
+        r = message
+        return _MAP_RESPONSE.pack(version, 128 + r.opcode, 0, r.epoch, r.internal_port, r.external_port, r.lifetime)
+    head = _RESPONSE_HEAD.pack(version, 128 + message.opcode, message.result, message.epoch)
+    return head if message.internal_port is None else head + struct.pack("!HHI", message.internal_port, 0, 0)
