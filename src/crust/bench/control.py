@@ -158,12 +158,10 @@ async def measure(plan: Plan, progress: Callable[[int, str, str], None]) -> Resu
             break
         for row in plan.rows:
             left = plan.seconds - (time.monotonic() - start)
-            if row in results.missing:
-                continue
-            if left < 1:
+            if left < 1 and row not in results.figures:
                 results.missing.setdefault(row, "no time left")
-                continue
-            await _measure_row(plan, results, row, number, min(left, plan.call_seconds), progress)
+            if left >= 1 and row not in results.missing:
+                await _measure_row(plan, results, row, number, min(left, plan.call_seconds), progress)
         longest = max(longest, time.monotonic() - began)
         results.rounds += 1
     return results
