@@ -20,6 +20,8 @@ __all__ = ["FIGURES", "Plan", "Results", "Worker", "WorkerError", "measure"]
 
 FIGURES = ("bulk_mb_s", "messages_per_s", "rtt_us", "connect_ms", "idle_kib", "cpu_s_per_gib")
 
+_LEAST_SECONDS = 1.0  # with less time left, nothing is begun
+
 
 class WorkerError(Exception):
     """A worker failed at what it was told, or is gone."""
@@ -154,13 +156,13 @@ async def measure(plan: Plan, progress: Callable[[int, str, str], None]) -> Resu
     longest = 0.0
     for number in range(plan.rounds):
         began = time.monotonic()
-        if began - start + longest > plan.seconds:
+        if began - start + max(longest, _LEAST_SECONDS) > plan.seconds:
             break
         for row in plan.rows:
             left = plan.seconds - (time.monotonic() - start)
-            if left < 1 and row not in results.figures:
+            if left < _LEAST_SECONDS and row not in results.figures:
                 results.missing.setdefault(row, "no time left")
-            if left >= 1 and row not in results.missing:
+            if left >= _LEAST_SECONDS and row not in results.missing:
                 await _measure_row(plan, results, row, number, min(left, plan.call_seconds), progress)
         longest = max(longest, time.monotonic() - began)
         results.rounds += 1
