@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 SYSTEM_PACKAGES := python3-venv iproute2 nftables miniupnpd coturn redis-server
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab bench test coverage lint fmt types docs docs-serve fuzz build system-deps clean distclean
+.PHONY: help demo lab bench test coverage lint fmt types reference docs docs-serve fuzz build system-deps clean distclean
 
 help:
 	@echo "make demo    two nodes on this machine: connect, send a folder, compare hashes (crust demo)"
@@ -20,7 +20,7 @@ help:
 	@echo "make lab     every pair of NATs on this machine (crust lab)"
 	@echo "make lint    formatting, lint rules and layer contracts; make fmt mends what it can"
 	@echo "make types   mypy --strict"
-	@echo "make docs    the documentation, into site/"
+	@echo "make docs    the documentation, into site/; make reference rewrites the tables made from the code"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make build   wheel and sdist, the wheel tried in an environment of its own"
 	@echo "make system-deps   (as root) programs that the tests and the lab use: $(SYSTEM_PACKAGES)"
@@ -71,6 +71,9 @@ fmt: $(VENV)/.stamp-dev
 
 types: $(VENV)/.stamp-dev
 	@$(BIN)/mypy
+
+reference: $(VENV)/.stamp-dev
+	@$(BIN)/python tools/reference.py
 
 docs: $(VENV)/.stamp-docs
 	@$(BIN)/mkdocs build --strict --quiet --clean
