@@ -169,7 +169,7 @@ def looks_like_stun(data: bytes) -> bool:
     return len(data) >= HEADER_BYTES and data[0] < 0x40 and data[4:8] == _COOKIE
 
 
-def stun_frame_bytes(data: bytes) -> int | None:
+def stun_frame_bytes(data: bytes | bytearray) -> int | None:
     """The length of the message that starts a byte stream (RFC 8489 §6.2.2).
 
     Returns:
