@@ -1,4 +1,4 @@
-"""Base32 as Crust writes it: RFC 4648 alphabet in lower case, no padding, and errors that say which character is wrong."""
+"""Base32 as Crust writes it: RFC 4648 in lower case, no padding, with errors that say which character is wrong."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import Final
@@ -92,8 +91,14 @@ def _read_text(path: Path) -> str:
         raise IdentityError(f"{path}: not a Crust key file") from error
 
 
-def create(path: Path, seed: bytes, identifier: str) -> bool:
+def create(path: Path, seed: bytes, identifier: str, temporary: str) -> bool:
     """Write a new key file with mode 0600, whole or not at all.
+
+    Args:
+        path: of the file.
+        seed: what it keeps.
+        identifier: the text of the PeerId.
+        temporary: a random name for the unfinished file.
 
     Returns:
         False when the file exists by now: of concurrent creators one wins, and the others read what it wrote.
@@ -102,15 +107,15 @@ def create(path: Path, seed: bytes, identifier: str) -> bool:
         IdentityError: the file or its directory cannot be written.
     """
     text = f"{_MAGIC}{_VERSION}\n{_COMMENT}\nid: {identifier}\nseed: {base32.encode(seed)}\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    unfinished = path.with_name(f".{path.name}.{temporary}")
     try:
         _make_private_directory(path.parent)
         try:
-            _write(temporary, text.encode("ascii"))
-            return _publish(temporary, path)
+            _write(unfinished, text.encode("ascii"))
+            return _publish(unfinished, path)
         finally:
             with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+                unfinished.unlink()
     except OSError as error:
         raise _cannot("write", path, error) from error
 

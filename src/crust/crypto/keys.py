@@ -184,7 +184,7 @@ class Identity:
             return cls._read(path)
         except FileNotFoundError:
             created = cls.generate()
-        if keyfile.create(path, created._seed, str(created.id)):
+        if keyfile.create(path, created._seed, str(created.id), secrets.token_hex(8)):
             return created
         return cls.load(path)
 
