@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from crust.bench import MEASURES, ROWS, control
-from crust.bench.control import FIGURES, Plan, Results, Worker, WorkerError, measure
+from crust.bench.control import FIGURES, Plan, Results, measure
+from crust.bench.process import UnsupportedError, Worker, WorkerError
 from crust.bench.report import BARS, check, medians, summary
-from crust.bench.rows import UnsupportedError
 from crust.cli import bench
 
 CRUST = [sys.executable, "-c", "import sys; from crust.cli import main; sys.exit(main())"]
@@ -96,7 +96,7 @@ async def test_a_row_that_fails_is_named_and_the_others_are_measured(monkeypatch
 
 
 async def test_worker_answers_with_the_reason_and_goes_on() -> None:
-    worker = await Worker.start()
+    worker = await Worker.start("crust.bench.worker")
     try:
         with pytest.raises(WorkerError, match="cannot do 'serve'"):
             await worker.call("serve")
@@ -114,7 +114,7 @@ async def test_worker_answers_with_the_reason_and_goes_on() -> None:
 
 
 async def test_a_worker_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = await Worker.start()
+    worker = await Worker.start("crust.bench.worker")
     try:
         await worker.call("row", name="raw_tcp")
         [address] = await worker.call("serve", role="hold", count=0, listeners=1)
@@ -138,11 +138,11 @@ async def test_unsupported_is_told_apart_from_failure(monkeypatch: pytest.Monkey
 async def test_worker_ends_with_its_parent() -> None:
     code = (
         "import asyncio\n"
-        "from crust.bench.control import Worker\n"
+        "from crust.bench.process import Worker\n"
         "async def main():\n"
-        "    worker = await Worker.start()\n"
+        "    worker = await Worker.start('crust.bench.worker')\n"
         "    await worker.call('usage')\n"
-        "    print(worker._process.pid, flush=True)\n"
+        "    print(worker.pid, flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )

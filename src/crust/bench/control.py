@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from crust.bench import BULK_MESSAGE_BYTES, MEASURES, ROWS
-from crust.bench.rows import UnsupportedError
+from crust.bench.process import UnsupportedError, Worker, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-__all__ = ["FIGURES", "Plan", "Results", "Worker", "WorkerError", "measure"]
+__all__ = ["FIGURES", "Plan", "Results", "measure"]
 
 FIGURES = ("bulk_mb_s", "messages_per_s", "rtt_us", "connect_ms", "idle_kib", "cpu_s_per_gib")
 
 _LEAST_SECONDS = 1.0  # with less time left, nothing is begun
-
-
-class WorkerError(Exception):
-    """A worker failed at what it was told, or is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,60 +78,6 @@ class Results:
     def add(self, row: str, figure: str, value: float) -> None:
         """Keep one reading."""
         self.figures.setdefault(row, {}).setdefault(figure, []).append(value)
-
-
-class Worker:
-    """A worker process; ends at the latest when this process ends."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    @classmethod
-    async def start(cls) -> Self:
-        """Start one with the interpreter of this process."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "crust.bench.worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=1 << 20,  # a thousand addresses in one line
-            start_new_session=True,  # Ctrl-C is for this process, which then ends the worker
-        )
-        return cls(process)
-
-    async def call(self, do: str, *, seconds: float = 60.0, **arguments: Any) -> Any:
-        """Have something done and wait for its result.
-
-        Raises:
-            UnsupportedError: it cannot be done here.
-            WorkerError: it failed, or took longer than `seconds`.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            async with asyncio.timeout(seconds):
-                self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-                await self._process.stdin.drain()
-                line = await self._process.stdout.readline()
-        except TimeoutError:
-            raise WorkerError(f"{do}: not done within {seconds:.0f} s") from None
-        except ConnectionError as error:
-            raise WorkerError(f"{do}: {error}") from error
-        if not line:
-            raise WorkerError(f"{do}: the process ended")
-        answer = json.loads(line)
-        if "unsupported" in answer:
-            raise UnsupportedError(answer["unsupported"])
-        if "error" in answer:
-            raise WorkerError(f"{do}: {answer['error']}")
-        return answer["ok"]
-
-    async def stop(self) -> None:
-        """End the process at once."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
 
 
 async def measure(plan: Plan, progress: Callable[[int, str, str], None]) -> Results:
@@ -222,7 +161,7 @@ class _Pair:
     async def __aenter__(self) -> Self:
         try:
             for _ in range(2):
-                self._workers.append(await Worker.start())
+                self._workers.append(await Worker.start("crust.bench.worker"))
             self._acceptor, self._dialler = self._workers
             both = await asyncio.gather(*(worker.call("row", name=self._row) for worker in self._workers))
         except BaseException:

@@ -6,7 +6,8 @@ import asyncio
 from typing import Any, cast
 
 import crust
-from crust.bench.rows import DONE, Role, Row, UnsupportedError
+from crust.bench.process import UnsupportedError
+from crust.bench.rows import DONE, Role, Row
 from crust.types import Transport
 
 __all__ = ["CrustRow"]

@@ -13,7 +13,7 @@ from crust.bench import BULK_MESSAGE_BYTES, PING_BYTES, SMALL_MESSAGE_BYTES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DONE", "Link", "Role", "Row", "UnsupportedError"]
+__all__ = ["DONE", "Link", "Role", "Row"]
 
 # What a listener does with what arrives: count bytes or messages and answer `DONE` after the last one; send each
 # message back; or keep the connection and do nothing.
@@ -22,10 +22,6 @@ Role = Literal["bulk", "messages", "echo", "hold"]
 DONE: Final = b"done"
 
 _HOLD_AT_ONCE: Final = 8  # handshakes under way at once while idle connections are opened; more would only raise peaks
-
-
-class UnsupportedError(Exception):
-    """This row cannot be measured here; the text says why."""
 
 
 class Link(Protocol):

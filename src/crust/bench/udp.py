@@ -14,7 +14,8 @@ import time
 from typing import Any, Final
 
 from crust.bench import BULK_MESSAGE_BYTES
-from crust.bench.rows import DONE, Role, Row, UnsupportedError
+from crust.bench.process import UnsupportedError
+from crust.bench.rows import DONE, Role, Row
 
 __all__ = ["UdpRow"]
 

@@ -1,31 +1,19 @@
-"""One of the two processes between which the benchmark measures: `python -m crust.bench.worker`.
-
-Standard input brings one JSON object per line, `{"do": NAME, ...}`; standard output takes one answer to each,
-`{"ok": RESULT}`, `{"unsupported": TEXT}` or `{"error": TEXT}`. The end of standard input ends the process.
-"""
+"""One of the two processes between which the benchmark measures: `python -m crust.bench.worker`."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import ctypes
 import gc
-import json
-import os
-import signal
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from crust.bench.rows import Row, UnsupportedError
+from crust.bench.process import loop_name, run, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from crust.bench.rows import Row
 
-__all__ = ["loop_name", "main"]
-
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+__all__ = ["main", "raise_file_limit", "usage"]
 
 
 def _row(name: str) -> Row:
@@ -57,18 +45,17 @@ class _Worker:
     def __init__(self) -> None:
         self._row: Row | None = None
 
-    async def do(self, command: dict[str, Any]) -> Any:
-        what = command.pop("do")
+    async def do(self, what: str, arguments: dict[str, Any]) -> Any:
         if what == "usage":
             return usage()
         if what == "limit":
             return raise_file_limit()
         if what == "row":
-            self._row = _row(**command)
+            self._row = _row(**arguments)
             return loop_name()
         if self._row is None or what not in ("serve", "bulk", "messages", "rtt", "connect", "hold", "close"):
             raise ValueError(f"cannot do {what!r}")
-        return await getattr(self._row, what)(**command)
+        return await getattr(self._row, what)(**arguments)
 
 
 def usage() -> dict[str, float]:
@@ -103,58 +90,9 @@ def raise_file_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
-def loop_name() -> str:
-    """ "uvloop" or "asyncio"."""
-    return "uvloop" if _loop_factory() else "asyncio"
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this process when its parent is gone, however busy it is; Linux only."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-async def _serve(output: Any) -> None:
-    loop = asyncio.get_running_loop()
-    commands: asyncio.Queue[str] = asyncio.Queue()
-
-    def read() -> None:
-        for line in sys.stdin:
-            loop.call_soon_threadsafe(commands.put_nowait, line)
-        os._exit(0)  # the parent is gone: nothing here is worth an orderly end
-
-    threading.Thread(target=read, daemon=True).start()
-    worker = _Worker()
-    while True:
-        command = json.loads(await commands.get())
-        try:
-            answer = {"ok": await worker.do(command)}
-        except UnsupportedError as error:
-            answer = {"unsupported": str(error)}
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        output.write(json.dumps(answer) + "\n")
-        output.flush()
-
-
 def main() -> None:
     """Run until standard input ends."""
-    _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when this ends
-    with open(os.dup(1), "w") as output:
-        os.dup2(2, 1)  # whatever prints must not mix with the answers
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(output))
+    run(serve(_Worker().do))
 
 
 if __name__ == "__main__":
