@@ -50,7 +50,7 @@ def decode(text: str, *, offset: int = 0) -> bytes:
     try:
         data = base64.b32decode(text.upper() + "=" * (-len(text) % 8))
     except (binascii.Error, ValueError) as error:
-        raise ParseError(f"{len(text)} characters: no text of this kind has this length") from error
+        raise ParseError(f"cut off, or a character too many: no such text has {len(text)} characters") from error
     if encode(data) != text:  # 2 to 4 unused bits at the end: one text for one value
-        raise ParseError("mistyped: the last character is wrong")
+        raise ParseError("mistyped or cut off: the last character is wrong")
     return data
