@@ -44,10 +44,16 @@ class Worker:
         return self._process.pid
 
     @classmethod
-    async def start(cls, module: str) -> Self:
-        """Start one with the interpreter of this process; `module` calls `serve` when run as a program."""
+    async def start(cls, module: str, *, writes_bytecode: bool = True) -> Self:
+        """Start one with the interpreter of this process.
+
+        Args:
+            module: calls `serve` when run as a program.
+            writes_bytecode: whether its imports may add files to `__pycache__` folders.
+        """
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            *(() if writes_bytecode else ("-B",)),
             "-m",
             module,
             stdin=asyncio.subprocess.PIPE,
