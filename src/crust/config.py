@@ -25,9 +25,9 @@ MIB = 1024 * 1024
 
 # Least and greatest values that make sense; outside them `Config` refuses.
 _RANGES: dict[str, tuple[float, float]] = {
-    "max_message_bytes": (1, 1 << 32),
+    "max_message_bytes": (1, (1 << 32) - 1),
     "send_queue_bytes": (64 * KIB, 1 << 32),
-    "receive_window_bytes": (256 * KIB, 1 << 32),
+    "receive_window_bytes": (256 * KIB, 1 << 31),
     "retention_bytes": (512 * KIB, 1 << 32),
     "stream_window_bytes": (64 * KIB, 1 << 30),
     "max_streams": (1, 1 << 20),
@@ -40,6 +40,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "incoming_timeout": (0.1, 3600),
     "heartbeat": (0.05, 3600),
     "inactivity_timeout": (0.1, 86400),
+    "path_timeout": (0.05, 3600),
     "resume_timeout": (0.0, 86400),
     "close_timeout": (0.1, 600),
     "dial_stagger": (0.0, 10),
@@ -82,6 +83,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         incoming_timeout: seconds that a peer waits for `incoming()` to decide.
         heartbeat: seconds of silence after which the peer is asked for a sign of life.
         inactivity_timeout: seconds without any sign of life after which a path is given up.
+        path_timeout: seconds for which a path that was asked for a sign of life may stay silent.
         resume_timeout: awake seconds for which a connection without a path is kept for its peer to come back.
         close_timeout: seconds that `close` waits for progress of what was sent.
         dial_stagger: seconds between the starts of two attempts of one dial.
@@ -100,7 +102,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     dht: bool = False
     directory: str | None = None
 
-    max_message_bytes: int = 256 * MIB
+    max_message_bytes: int = 64 * MIB
     send_queue_bytes: int = 4 * MIB
     receive_window_bytes: int = 16 * MIB
     retention_bytes: int = 16 * MIB
@@ -115,6 +117,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     incoming_timeout: float = 60.0
     heartbeat: float = 20.0
     inactivity_timeout: float = 120.0
+    path_timeout: float = 10.0
     resume_timeout: float = 900.0
     close_timeout: float = 10.0
     dial_stagger: float = 0.005

@@ -1,0 +1,207 @@
+"""TCP byte streams with one read buffer for all of them.
+
+A connection holds memory for reading only while a record is incomplete: the kernel fills the shared buffer, the consumer takes
+whole records out of it, and what is left over is kept aside until the next read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+from typing import Any, Final, Protocol
+
+__all__ = ["ReadBuffer", "StreamConsumer", "TcpStream", "dial_tcp", "raise_descriptor_limit", "tune_socket"]
+
+READ_BUFFER_BYTES: Final = 512 * 1024
+"""Large enough for a few records a read; shared, so its size does not count for each connection."""
+
+NOTSENT_LOWAT_BYTES: Final = 128 * 1024
+"""Unsent bytes in the kernel beyond which it calls a socket not writable: priorities cannot overtake those."""
+
+_TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
+
+
+class StreamConsumer(Protocol):
+    """Who reads a stream and is told when it may write."""
+
+    def stream_opened(self) -> None:
+        """The stream has come up."""
+
+    def stream_received(self, data: memoryview) -> int:
+        """Take bytes; returns how many were used. The rest is offered again, with more behind it."""
+
+    def stream_ended(self) -> None:
+        """The peer will send no more bytes."""
+
+    def stream_lost(self, error: Exception | None) -> None:
+        """The stream is gone; nothing follows."""
+
+    def stream_writable(self) -> None:
+        """The kernel has taken what was written."""
+
+
+class ReadBuffer:
+    """The buffer that all streams of one event loop read into."""
+
+    __slots__ = ("shared", "view")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # A proactor keeps the buffer until the read is done, so there streams cannot share one.
+        self.shared = type(loop).__name__ != "ProactorEventLoop"
+        self.view = memoryview(bytearray(READ_BUFFER_BYTES))
+
+
+class TcpStream(asyncio.BufferedProtocol):
+    """A TCP connection as bytes in and bytes out.
+
+    Args:
+        buffer: the loop's read buffer.
+        consumer: who reads; may be replaced while the stream lives.
+    """
+
+    __slots__ = ("_buffer", "_ended", "_kept", "_own", "_transport", "consumer", "writable")
+
+    def __init__(self, buffer: ReadBuffer, consumer: StreamConsumer | None = None) -> None:
+        self._buffer = buffer
+        self._own = None if buffer.shared else memoryview(bytearray(128 * 1024))
+        self._kept: bytes | bytearray = b""
+        self._transport: Any = None
+        self._ended = False
+        self.consumer = consumer
+        self.writable = True
+
+    # --- asyncio.BufferedProtocol --------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        self._transport = transport
+        transport.set_write_buffer_limits(0)  # type: ignore[attr-defined]
+        tune_socket(transport.get_extra_info("socket"))
+        if self.consumer is not None:
+            self.consumer.stream_opened()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Called by the event loop."""
+        view = self._own if self._own is not None else self._buffer.view
+        kept = len(self._kept)
+        if kept:
+            view[:kept] = self._kept
+            return view[kept:]
+        return view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Called by the event loop."""
+        view = self._own if self._own is not None else self._buffer.view
+        end = len(self._kept) + nbytes
+        consumer = self.consumer
+        used = end if consumer is None else consumer.stream_received(view[:end])
+        # A copy of less than one record for each read; nothing at all when records end with the read.
+        self._kept = bytes(view[used:end]) if used < end else b""
+
+    def eof_received(self) -> bool:
+        """Called by the event loop."""
+        self._ended = True
+        if self.consumer is not None:
+            self.consumer.stream_ended()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        consumer, self.consumer = self.consumer, None
+        self._transport = None
+        self._kept = b""
+        self.writable = False
+        if consumer is not None:
+            consumer.stream_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Called by the event loop."""
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        """Called by the event loop."""
+        self.writable = True
+        if self.consumer is not None:
+            self.consumer.stream_writable()
+
+    # --- for consumers -------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray) -> None:
+        """Hand bytes to the kernel; look at `writable` before the next."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def replay(self) -> None:
+        """Offer the bytes that the last consumer left to the present one."""
+        kept, self._kept = self._kept, b""
+        if kept and self.consumer is not None:
+            used = self.consumer.stream_received(memoryview(kept))
+            self._kept = kept[used:]
+
+    def pause_reading(self) -> None:
+        """Leave what comes in the kernel."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Close after what was written has gone out."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once; what was written may be lost."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the stream is gone."""
+        return self._transport is None
+
+    def address(self, name: str) -> tuple[str, int]:
+        """(host, port) of "sockname" or "peername"; ("", 0) when the socket is gone."""
+        transport = self._transport
+        found = None if transport is None else transport.get_extra_info(name)
+        if not found:
+            return "", 0
+        host: str = found[0]
+        # A dual-stack socket shows IPv4 peers as IPv6.
+        return host.removeprefix("::ffff:") if "." in host else host, found[1]
+
+
+def tune_socket(sock: socket.socket | None) -> None:
+    """Send small records at once, and keep the kernel's queue short (PROTOCOL 14)."""
+    if sock is None:
+        return
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if _TCP_NOTSENT_LOWAT is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
+
+
+async def dial_tcp(stream: TcpStream, host: str, port: int) -> None:
+    """Connect a stream.
+
+    Raises:
+        OSError: the address did not answer, or refused. Cancellation closes the socket.
+    """
+    loop = asyncio.get_running_loop()
+    await loop.create_connection(lambda: stream, host, port)
+
+
+def raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the system lets this process have."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return
+    with contextlib.suppress(ValueError, OSError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,636 @@
+"""A connection to a peer: the asyncio front of a session, over whatever paths there are.
+
+`Connection.pump` is the one place that drains the engine: it writes what the session has to say, hands out its events, and
+arms one timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Final
+
+from crust.crypto.keys import PeerId
+from crust.errors import (
+    ConnectionClosed,
+    CrustError,
+    LocalProtocolError,
+    MessageTooLarge,
+    PeerLost,
+    RemoteProtocolError,
+)
+from crust.node.message import Message
+from crust.node.path import TcpPath
+from crust.node.stream import Stream
+from crust.proto.session.engine import Session, SessionState
+from crust.proto.session.events import (
+    DatagramReceived,
+    PathDead,
+    PathStalled,
+    Ponged,
+    SessionEnded,
+    StreamOpened,
+)
+from crust.proto.session.streams import StreamState
+from crust.types import Path, Priority, Report
+
+if TYPE_CHECKING:
+    from crust.node.owner import ConnectionOwner
+
+__all__ = ["Connection"]
+
+_PUMP_BYTES: Final = 1024 * 1024
+"""Written in one go before others get a turn of the event loop."""
+
+_WRITE_AT_ONCE: Final = 256 * 1024
+"""Queued bytes that are worth a write before the end of the loop's turn."""
+
+_DATAGRAMS_KEPT: Final = 1024
+_PATHS_KEPT: Final = 64
+
+
+class Connection:
+    """A connection to one peer. Made by `Node.connect` and by iterating over a `Node`, not by hand.
+
+    Attributes:
+        peer: the PeerId at the other end, proved by the handshake.
+        report: the record of the dial; None on the accepting side.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_accepted_streams",
+        "_datagrams",
+        "_ended",
+        "_history",
+        "_loop",
+        "_owner",
+        "_paths",
+        "_pings",
+        "_pump_due",
+        "_queue_limit",
+        "_senders",
+        "_shown_path",
+        "_streams",
+        "_timer",
+        "_waiters",
+        "peer",
+        "report",
+        "session",
+    )
+
+    def __init__(
+        self, owner: ConnectionOwner, peer: PeerId, session: Session, queue_limit: int, report: Report | None
+    ) -> None:
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._queue_limit = queue_limit
+        self._paths: dict[int, TcpPath] = {}
+        self._history: list[Path] = []
+        self._shown_path: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._pump_due = False
+        self._senders: dict[int, deque[asyncio.Future[None]]] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        self._pings: dict[int, asyncio.Future[float]] | None = None
+        self._streams: dict[int, Stream] | None = None
+        self._accepted_streams: deque[Stream] | None = None
+        self._datagrams: deque[bytes] | None = None
+        self._ended = False
+        self.peer = peer
+        self.report = report
+        self.session = session
+
+    def __repr__(self) -> str:
+        state = self.path if self.session.ended is None else self.session.ended
+        return f"<Connection {str(self.peer)[:14]}… {state}>"
+
+    # --- messages ------------------------------------------------------------------------------------------------
+
+    async def send(
+        self,
+        data: bytes | bytearray | memoryview,
+        *,
+        priority: Priority = Priority.NORMAL,
+        expires_in: float | None = None,
+    ) -> None:
+        """Queue a message for the peer; waits while too much of that priority is queued.
+
+        A message that was queued is delivered once, in order within its priority, also when the connection changes its
+        path meanwhile. Returning says nothing about delivery: `flush` does.
+
+        Args:
+            data: any number of bytes up to `Config.max_message_bytes`; an empty message is a message.
+            priority: more urgent messages overtake less urgent ones, also in the midst of a large one.
+            expires_in: seconds after which a message that was not yet written is dropped instead.
+
+        Raises:
+            MessageTooLarge: over this node's or the peer's limit; nothing was sent.
+            ConnectionClosed: either side has closed the connection.
+            PeerLost: the peer is gone.
+            Cancellation while waiting: the message was not queued.
+        """
+        if type(data) is not bytes:
+            data = bytes(data)
+        session = self.session
+        if session.state is not SessionState.OPEN:
+            session.check_open()
+        outbox = session.outbox
+        if type(priority) is not Priority:
+            priority = Priority(priority)
+        if len(data) > session.max_message_bytes:
+            raise MessageTooLarge(f"a message of {len(data)} bytes; at most {session.max_message_bytes} are taken")
+        if outbox.queued_bytes[priority] >= self._queue_limit or self._senders is not None:
+            await self._wait_for_room(priority)
+        outbox.queue_message(data, priority, None if expires_in is None else self._loop.time() + expires_in)
+        # The first message of a loop's turn goes out at once, those behind it together.
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump_soon)
+            self.pump()
+        elif outbox.queued_total >= _WRITE_AT_ONCE:
+            self.pump()
+
+    async def _wait_for_room(self, priority: int) -> None:
+        outbox = self.session.outbox
+        if self._senders is None:
+            self._senders = {}
+        queue = self._senders.setdefault(priority, deque())
+        # Who came first sends first: messages of a priority stay in the order of the calls.
+        while queue or outbox.queued_bytes[priority] >= self._queue_limit:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            queue.append(waiter)
+            try:
+                await waiter
+                if outbox.queued_bytes[priority] < self._queue_limit or self._ended:
+                    break
+            except asyncio.CancelledError:
+                if waiter.done() and not waiter.cancelled():
+                    self._wake_senders()  # pass the turn on
+                raise
+            finally:
+                if waiter in queue:
+                    queue.remove(waiter)
+        self._wake_senders()
+        self.session.check_open()
+
+    def _wake_senders(self) -> None:
+        """Let the first waiting sender of each priority go on where there is room."""
+        senders = self._senders
+        if senders is None:
+            return
+        queued = self.session.outbox.queued_bytes
+        for priority in list(senders):
+            queue = senders[priority]
+            while queue and queue[0].done():
+                queue.popleft()
+            if not queue:
+                del senders[priority]
+            elif queued[priority] <= self._queue_limit // 2 or self._ended:
+                for waiter in queue:
+                    if not waiter.done():
+                        waiter.set_result(None)
+                queue.clear()
+        if not senders:
+            self._senders = None
+
+    async def receive(self) -> Message:
+        """The next message: the oldest of the most urgent priority that has one.
+
+        Raises:
+            ConnectionClosed: the connection was closed and everything was received.
+            PeerLost: the peer is gone and everything was received.
+            Cancellation loses nothing.
+        """
+        session = self.session
+        while (found := session.next_message()) is None:
+            self.check_readable()
+            await self._wait()
+        if session.inbox.credits_due:
+            self._schedule_pump()
+        data, priority, mark = found
+        return Message(data, priority, self, mark)
+
+    def __aiter__(self) -> Connection:
+        return self
+
+    async def __anext__(self) -> Message:
+        """The next message; ends quietly after an orderly close."""
+        try:
+            return await self.receive()
+        except ConnectionClosed:
+            raise StopAsyncIteration from None
+
+    async def flush(self) -> None:
+        """Wait until the peer holds all that was sent before this call.
+
+        Raises:
+            ConnectionClosed, PeerLost: the end came first; what was not acknowledged is "unknown, perhaps delivered".
+            Cancellation loses nothing.
+        """
+        mark = self.session.flush_mark()
+        self._schedule_pump()
+        while not self.session.flushed(mark):
+            if self.session.ended is not None:
+                raise self.session.ended
+            await self._wait()
+
+    def send_datagram(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes that may be lost or overtaken: encrypted, not signed, at most 1,200 bytes. Never waits.
+
+        Raises:
+            LocalProtocolError: too long.
+            ConnectionClosed, PeerLost: the connection has ended.
+        """
+        self.session.check_open()
+        self.session.send_datagram(bytes(data))
+        self._schedule_pump()
+
+    async def receive_datagram(self) -> bytes:
+        """The next datagram; the oldest are dropped when more than 1,024 wait.
+
+        Raises:
+            ConnectionClosed, PeerLost: the connection has ended. Cancellation loses nothing.
+        """
+        if self._datagrams is None:
+            self._datagrams = deque(maxlen=_DATAGRAMS_KEPT)
+        while not self._datagrams:
+            self.check_readable()
+            await self._wait()
+        return self._datagrams.popleft()
+
+    async def ping(self) -> float:
+        """Ask the peer for an echo.
+
+        Returns:
+            The round-trip time in seconds.
+
+        Raises:
+            ConnectionClosed, PeerLost: the connection has ended. Cancellation loses nothing.
+        """
+        if self.session.ended is not None:
+            raise self.session.ended
+        if self._pings is None:
+            self._pings = {}
+        token = self.session.ping(self._loop.time())
+        answer = self._pings[token] = self._loop.create_future()
+        self.pump()
+        try:
+            return await answer
+        finally:
+            self._pings.pop(token, None)
+
+    # --- streams -------------------------------------------------------------------------------------------------
+
+    async def open_stream(self, name: str = "", *, priority: Priority = Priority.NORMAL) -> Stream:
+        """Open a stream; the peer finds it in `streams()`.
+
+        Args:
+            name: up to 255 bytes of UTF-8, for the peer to know what it is for.
+            priority: among the connection's messages and streams.
+
+        Raises:
+            ConnectionClosed, PeerLost: the connection has ended.
+        """
+        self.session.check_open()
+        stream = self._add_stream(self.session.open_stream(name, Priority(priority)))
+        self._schedule_pump()
+        return stream
+
+    async def streams(self) -> AsyncIterator[Stream]:
+        """The streams that the peer opens, as they come; ends quietly after an orderly close.
+
+        Raises:
+            PeerLost: the peer is gone. Cancellation loses nothing.
+        """
+        if self._accepted_streams is None:
+            self._accepted_streams = deque()
+        while True:
+            while self._accepted_streams:
+                yield self._accepted_streams.popleft()
+            try:
+                self.check_readable()
+            except ConnectionClosed:
+                return
+            await self._wait()
+
+    def _add_stream(self, state: StreamState) -> Stream:
+        if self._streams is None:
+            self._streams = {}
+        stream = self._streams[state.id] = Stream(self, state)
+        return stream
+
+    def write_stream(self, state: StreamState, data: memoryview) -> None:
+        """For `Stream`."""
+        self.check_writable()
+        self.session.write_stream(state, data)
+        self._schedule_pump()
+
+    def end_stream(self, state: StreamState) -> None:
+        """For `Stream`."""
+        self.session.end_stream(state)
+        self._schedule_pump()
+
+    def stop_stream(self, state: StreamState) -> None:
+        """For `Stream`."""
+        self.session.stop_stream(state)
+        self._schedule_pump()
+
+    def reset_stream(self, state: StreamState) -> None:
+        """For `Stream`."""
+        self.session.reset_stream(state)
+        self.session.stop_stream(state)
+        self._schedule_pump()
+
+    def stream_consumed(self, state: StreamState, size: int) -> None:
+        """For `Stream`."""
+        if self.session.consume(state, size):
+            self._schedule_pump()
+
+    # --- state ---------------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path | None:
+        """The path that carries our data at present; None while the peer is out of reach."""
+        active = self.session.active_path
+        return None if active is None or active not in self._paths else self._paths[active].info
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every path that this connection has held, in order."""
+        return list(self._history)
+
+    @property
+    def stats(self) -> dict[str, int | float]:
+        """Counters: messages, queued, unacknowledged and unread bytes, and the round-trip time in milliseconds."""
+        session = self.session
+        active = session.active_path
+        return {
+            "messages_sent": session.outbox.messages_sent,
+            "messages_received": session.inbox.messages_received,
+            "messages_expired": session.outbox.expired,
+            "queued_bytes": session.outbox.queued_total,
+            "unacknowledged_bytes": session.outbox.retained_bytes,
+            "unread_bytes": session.inbox.ready_bytes,
+            "rtt_ms": 0.0 if active is None else session.path_rtt(active) * 1000,
+            "paths": len(self._paths),
+        }
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended."""
+        return self.session.ended is not None
+
+    def check_readable(self) -> None:
+        """Raise when nothing more will come."""
+        session = self.session
+        if session.ended is not None:
+            raise session.ended
+        if session.remote_closed:
+            raise ConnectionClosed("the peer has closed the connection")
+
+    def check_writable(self) -> None:
+        """Raise when nothing more can be sent."""
+        self.session.check_open()
+
+    async def close(self) -> None:
+        """Deliver what was sent, then close. Returns when both sides know, or after `Config.close_timeout`.
+
+        Cancellation: closing goes on in the background.
+        """
+        self.session.close(self._loop.time())
+        self.pump()
+        while self.session.ended is None:
+            await self._wait()
+
+    async def __aenter__(self) -> Connection:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def abort(self, error: CrustError | None = None) -> None:
+        """End at once, telling nobody."""
+        self.session.abort(error or PeerLost(self.peer, "the connection was aborted"))
+        self.pump()
+
+    # --- the pump ------------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Monotonic seconds of the event loop."""
+        return self._loop.time()
+
+    def _schedule_pump(self) -> None:
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump_soon)
+
+    def _pump_soon(self) -> None:
+        self._pump_due = False
+        self.pump()
+
+    def pump(self) -> None:
+        """Write what the session has to say, hand out its events, arm the timer."""
+        now = self._loop.time()
+        session = self.session
+        for path in tuple(self._paths.values()):
+            self._write(path, now)
+        while (event := session.next_event()) is not None:
+            self._handle(event, now)
+        if self._senders is not None:
+            self._wake_senders()
+        if self._streams is not None:
+            self._wake_writers()
+        self._arm()
+
+    def _write(self, path: TcpPath, now: float) -> None:
+        next_group = self.session.next_group
+        written = 0
+        while path.writable:
+            group = next_group(path.id, now)
+            if group is None:
+                return
+            path.write([group], now)
+            written += len(group[0])
+            for payload in group[1]:
+                written += len(payload)
+            if written >= _PUMP_BYTES:
+                self._schedule_pump()
+                return
+
+    def _arm(self) -> None:
+        due = self.session.next_timeout()
+        timer = self._timer
+        if due is None:
+            if timer is not None:
+                timer.cancel()
+                self._timer = None
+        elif timer is None or due < timer.when() - 0.0005:
+            if timer is not None:
+                timer.cancel()
+            self._timer = self._loop.call_at(due, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for path in self._paths.values():
+            path.idle()
+        self.session.handle_timeout(now)
+        self.pump()
+
+    def _handle(self, event: Any, now: float) -> None:
+        kind = type(event)
+        if kind is Ponged:
+            answer = None if self._pings is None else self._pings.get(event.token)
+            if answer is not None and not answer.done():
+                answer.set_result(event.rtt)
+        elif kind is StreamOpened:
+            stream = self._add_stream(event.stream)
+            if self._accepted_streams is None:
+                self._accepted_streams = deque()
+            self._accepted_streams.append(stream)
+            self._wake()
+        elif kind is DatagramReceived:
+            if self._datagrams is None:
+                self._datagrams = deque(maxlen=_DATAGRAMS_KEPT)
+            self._datagrams.append(event.data)
+            self._wake()
+        elif kind is PathStalled:
+            self._owner.path_stalled(self)
+        elif kind is PathDead:
+            self._drop_path(event.path_id, event.reason, now)
+        elif kind is SessionEnded:
+            self._finish(event.error)
+
+    # --- paths ---------------------------------------------------------------------------------------------------
+
+    def add_path(self, path: TcpPath, *, rank: int, rtt: float) -> None:
+        """Take over a path whose handshake is done."""
+        now = self._loop.time()
+        self._paths[path.id] = path
+        self._history.append(path.info)
+        del self._history[:-_PATHS_KEPT]
+        self.session.attach(path.id, rank=rank, now=now, rtt=rtt)
+        self._note_path("up")
+
+    def path_received(self, path: TcpPath, groups: list[tuple[bytes, list[bytes]]], now: float) -> None:
+        """Groups that came over a path."""
+        session = self.session
+        try:
+            for control, payloads in groups:
+                session.receive_group(path.id, control, payloads, now)
+        except RemoteProtocolError as error:
+            self._owner.misbehaved(self, error)
+        if self._waiters:
+            self._wake()
+        readable = session.readable_streams
+        if readable:
+            self._wake_readers(readable)
+        self._note_path("answered")
+        if len(self._paths) > 1:
+            self._owner.path_answered(self)
+        self._schedule_pump()
+
+    def path_broken(self, path: TcpPath, error: RemoteProtocolError) -> None:
+        """Bytes that are no records: the path ends, as an injected byte would do it; the session goes on."""
+        self._owner.misbehaved(self, error)
+        self._drop_path(path.id, str(error), self._loop.time())
+        self.pump()
+
+    def path_lost(self, path: TcpPath, reason: str) -> None:
+        """The path's socket is gone."""
+        if path.id in self._paths:
+            self._drop_path(path.id, reason, self._loop.time())
+            self.pump()
+
+    def _drop_path(self, path_id: int, reason: str, now: float) -> None:
+        path = self._paths.pop(path_id, None)
+        if path is None:
+            return
+        if reason == "surplus":
+            path.close()
+        else:
+            path.abort()
+        self.session.detach(path_id, now)
+        self._note_path(reason)
+        if not self._paths and self.session.ended is None:
+            self._owner.path_needed(self)
+
+    def close_surplus(self) -> None:
+        """Close every path but the one that carries our data; the larger PeerId's task (PROTOCOL 12)."""
+        active = self.session.active_path
+        if active is None or not self.session.confirmed(active):
+            return
+        for path_id in list(self._paths):
+            if path_id != active:
+                self.session.close_path(path_id)
+                self._write(self._paths[path_id], self._loop.time())
+                self._drop_path(path_id, "surplus", self._loop.time())
+
+    @property
+    def path_count(self) -> int:
+        """Live paths."""
+        return len(self._paths)
+
+    def _note_path(self, reason: str) -> None:
+        active = self.session.active_path
+        if active != self._shown_path:
+            self._shown_path = active
+            if self.session.ended is None:
+                self._owner.path_changed(self, self.path, reason)
+
+    # --- waking --------------------------------------------------------------------------------------------------
+
+    async def _wait(self) -> None:
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.remove(waiter)
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _wake_readers(self, readable: set[StreamState]) -> None:
+        streams = self._streams or {}
+        for state in readable:
+            stream = streams.get(state.id)
+            if stream is not None:
+                stream.wake()
+        readable.clear()
+
+    def _wake_writers(self) -> None:
+        streams = self._streams
+        assert streams is not None
+        live = self.session.streams.by_id
+        for stream_id, stream in list(streams.items()):
+            if stream.wants_room:
+                stream.wake()
+            elif stream_id not in live:
+                del streams[stream_id]  # both halves are over; who holds the object can still read from it
+
+    def _finish(self, error: CrustError) -> None:
+        """The session has ended: everybody who waits gets the same cause."""
+        if self._ended:
+            return
+        self._ended = True
+        if isinstance(error, PeerLost):
+            error.peer = self.peer
+        for path in self._paths.values():
+            path.close()
+        self._paths.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._wake()
+        self._wake_senders()
+        for stream in (self._streams or {}).values():
+            stream.wake()
+        for answer in (self._pings or {}).values():
+            if not answer.done():
+                answer.set_exception(error)
+        self._owner.connection_ended(self, error)

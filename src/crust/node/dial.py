@@ -1,0 +1,272 @@
+"""The dialling side: a race over all candidates, written down in a report."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from crust.crypto.keys import PeerId
+from crust.errors import (
+    ConnectError,
+    NetworkMismatchError,
+    NoPathError,
+    NotAuthenticError,
+    RefusedError,
+)
+from crust.net.tcp import TcpStream, dial_tcp
+from crust.node.core import Core
+from crust.proto.noise.handshake import FailureReason, HandshakeFailed, HandshakeResult, InitiatorHandshake
+from crust.types import Attempt, Candidate, Report, format_address
+
+__all__ = ["DialledPath", "Dialler", "explain_timeout"]
+
+_RESOLVE_LIMIT: Final = 8
+
+_OUTCOMES: Final = {
+    FailureReason.NETWORK_MISMATCH: ("network mismatch", NetworkMismatchError),
+    FailureReason.REFUSED: ("rejected", RefusedError),
+    FailureReason.SIGNING_MISMATCH: ("rejected", RefusedError),
+    FailureReason.UNSUPPORTED_VERSION: ("rejected", RefusedError),
+    FailureReason.BUSY: ("rejected", RefusedError),
+    FailureReason.WRONG_KEY_OR_NOT_CRUST: ("wrong key", NotAuthenticError),
+    FailureReason.SILENT: ("wrong key", NotAuthenticError),
+    FailureReason.HTTP: ("not crust", NotAuthenticError),
+    FailureReason.SSH: ("not crust", NotAuthenticError),
+    FailureReason.TLS: ("not crust", NotAuthenticError),
+    FailureReason.MAIL_OR_FTP: ("not crust", NotAuthenticError),
+}
+
+# The most precise answer wins when every candidate failed.
+_PRECISION: Final = (NetworkMismatchError, RefusedError, NotAuthenticError, NoPathError)
+
+_SILENCE: Final = "accepted the connection but stays silent: wrong key, not Crust, or the peer has not decided yet"
+
+
+@dataclass(frozen=True, slots=True)
+class DialledPath:
+    """What a race brings back."""
+
+    stream: TcpStream
+    result: HandshakeResult
+    candidate: Candidate
+    rtt: float
+
+
+class _Outbound:
+    """A dialled TCP stream during its handshake."""
+
+    __slots__ = ("_handshake", "future", "opened_at", "stream")
+
+    def __init__(self, core: Core, handshake: InitiatorHandshake) -> None:
+        self._handshake = handshake
+        self.future: asyncio.Future[HandshakeResult] = core.loop.create_future()
+        self.opened_at = 0.0
+        self.stream = TcpStream(core.buffer, self)
+
+    def stream_opened(self) -> None:
+        """Message 1 goes out with the first segment that can carry data."""
+        self.opened_at = self.future.get_loop().time()
+        self.stream.write(self._handshake.data_to_send())
+
+    def stream_received(self, data: memoryview) -> int:
+        """Message 2, or something else."""
+        if self.future.done():
+            return 0  # kept for the path
+        try:
+            result = self._handshake.receive_data(bytes(data))
+        except HandshakeFailed as failure:
+            self.future.set_exception(failure)
+            return len(data)
+        if result is None:
+            return len(data)
+        self.future.set_result(result)
+        return len(data) - len(result.rest)
+
+    def stream_ended(self) -> None:
+        """The peer hung up."""
+        if not self.future.done():
+            self.future.set_exception(self._handshake.receive_eof())
+
+    def stream_lost(self, error: Exception | None) -> None:
+        """The socket is gone."""
+        if not self.future.done():
+            self.future.set_exception(error or self._handshake.receive_eof())
+
+    def stream_writable(self) -> None:
+        """Nothing waits for this."""
+
+
+class Dialler:
+    """Dials peers.
+
+    Args:
+        core: the node's centre.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def race(
+        self, peer: PeerId, candidates: Sequence[Candidate], report: Report, started: float
+    ) -> DialledPath:
+        """Try all candidates, a little apart; the first that proves the peer's key wins, the others are closed.
+
+        Args:
+            peer: whom to reach.
+            candidates: in the order of preference.
+            report: gets an entry for each attempt.
+            started: when the dial began, on the loop's clock.
+
+        Raises:
+            ConnectError: every candidate failed; the most precise reason. Cancellation closes every socket.
+        """
+        loop = self._core.loop
+        targets = await self._resolve(candidates, report, started)
+        tasks: dict[asyncio.Task[DialledPath], Attempt] = {}
+        failures: list[ConnectError] = []
+        queue = list(reversed(targets))
+        try:
+            while queue or tasks:
+                if queue:
+                    candidate = queue.pop()
+                    attempt = Attempt(
+                        format_address(candidate.host, candidate.port),
+                        candidate.transport,
+                        candidate.kind,
+                        (loop.time() - started) * 1000,
+                    )
+                    report.attempts.append(attempt)
+                    task = loop.create_task(self._attempt(peer, candidate, attempt))
+                    tasks[task] = attempt
+                pause = self._core.config.dial_stagger if queue else None
+                done, _ = await asyncio.wait(tasks, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                winner = self._judge(done, tasks, failures, started)
+                if winner is not None:
+                    for attempt in tasks.values():
+                        attempt.detail = "another candidate was faster"
+                    return winner
+        finally:
+            for task, attempt in tasks.items():
+                self._cancel(task, attempt, started)
+        raise _most_precise(failures)
+
+    def _judge(
+        self,
+        done: set[asyncio.Task[DialledPath]],
+        tasks: dict[asyncio.Task[DialledPath], Attempt],
+        failures: list[ConnectError],
+        started: float,
+    ) -> DialledPath | None:
+        """Write down what ended; returns the first success, closing others of the same moment."""
+        winner: DialledPath | None = None
+        for task in done:
+            attempt = tasks.pop(task)
+            attempt.ended_ms = (self._core.loop.time() - started) * 1000
+            error = task.exception()
+            if error is None and winner is None:
+                winner = task.result()
+                attempt.outcome, attempt.detail = "won", ""
+            elif error is None:
+                attempt.outcome, attempt.detail = "surplus", "another candidate was faster"
+                task.result().stream.abort()
+            else:
+                failures.append(self._explain(error, attempt))
+        return winner
+
+    def _cancel(self, task: asyncio.Task[DialledPath], attempt: Attempt, started: float) -> None:
+        """Give an attempt up; if it has just succeeded, close what it brought."""
+        task.add_done_callback(_close_result)
+        task.cancel()
+        attempt.ended_ms = (self._core.loop.time() - started) * 1000
+        attempt.outcome = "cancelled"
+        attempt.detail = attempt.detail or "no answer in time"
+
+    async def _attempt(self, peer: PeerId, candidate: Candidate, attempt: Attempt) -> DialledPath:
+        core = self._core
+        handshake = InitiatorHandshake(core.identity, peer, core.network, core.hello, random=core.random)
+        outbound = _Outbound(core, handshake)
+        try:
+            await dial_tcp(outbound.stream, candidate.host, candidate.port)
+            attempt.detail = _SILENCE
+            result = await outbound.future
+        except BaseException:
+            outbound.stream.abort()
+            outbound.future.cancel()
+            raise
+        return DialledPath(outbound.stream, result, candidate, core.loop.time() - outbound.opened_at)
+
+    async def _resolve(self, candidates: Sequence[Candidate], report: Report, started: float) -> list[Candidate]:
+        """Look up the names among the candidates and drop what cannot be dialled."""
+        core = self._core
+        found: list[Candidate] = []
+        for candidate in candidates:
+            if candidate.transport not in core.config.transports or candidate.transport != "tcp":
+                continue
+            if _is_numeric(candidate.host):
+                found.append(candidate)
+                continue
+            try:
+                answers = await core.loop.getaddrinfo(candidate.host, candidate.port, type=1)
+            except OSError as error:
+                now = (core.loop.time() - started) * 1000
+                where = format_address(candidate.host, candidate.port)
+                detail = f"the name cannot be resolved: {error.strerror or error}"
+                report.attempts.append(Attempt(where, candidate.transport, candidate.kind, now, now, "unreachable", detail))
+                continue
+            found += [
+                Candidate(candidate.transport, str(answer[4][0]), candidate.port, candidate.kind)
+                for answer in answers[:_RESOLVE_LIMIT]
+            ]
+        return list(dict.fromkeys(found))
+
+    def _explain(self, error: BaseException, attempt: Attempt) -> ConnectError:
+        """Turn what an attempt ended with into the report's words and an error."""
+        if isinstance(error, HandshakeFailed):
+            attempt.outcome, kind = _OUTCOMES[error.reason]
+            attempt.detail = str(error)
+            return _chain(kind(f"{attempt.candidate}: {error}"), error)
+        if isinstance(error, ConnectionRefusedError):
+            attempt.outcome, attempt.detail = "refused", "nothing listens there"
+        elif isinstance(error, ConnectionResetError):
+            attempt.outcome, attempt.detail = "wrong key", "the connection was reset: wrong key, or not Crust"
+            return _chain(NotAuthenticError(f"{attempt.candidate}: {attempt.detail}"), error)
+        elif isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
+            attempt.outcome, attempt.detail = "timed out", "no answer"
+        elif isinstance(error, OSError):
+            attempt.outcome, attempt.detail = "unreachable", error.strerror or str(error)
+        else:
+            attempt.outcome, attempt.detail = "failed", repr(error)
+        return _chain(NoPathError(f"{attempt.candidate}: {attempt.detail}"), error)
+
+
+def explain_timeout(report: Report) -> ConnectError:
+    """The error of a dial whose time was up, from what its attempts had seen."""
+    silent = [a for a in report.attempts if a.outcome == "cancelled" and a.detail == _SILENCE]
+    if silent:
+        return NotAuthenticError(f"{silent[0].candidate}: {_SILENCE}")
+    return NoPathError("no candidate answered in time")
+
+
+def _chain(error: ConnectError, cause: BaseException) -> ConnectError:
+    error.__cause__ = cause
+    return error
+
+
+def _most_precise(failures: list[ConnectError]) -> ConnectError:
+    for kind in _PRECISION:
+        for failure in failures:
+            if isinstance(failure, kind):
+                return failure
+    return NoPathError("no address of this peer is known that this node could dial")
+
+
+def _close_result(task: asyncio.Task[DialledPath]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().stream.abort()
+
+
+def _is_numeric(host: str) -> bool:
+    return ":" in host or host.replace(".", "").isdigit()

@@ -1,0 +1,75 @@
+"""Peers that knock: decided before anything about this node is shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crust.crypto.keys import PeerId
+from crust.errors import CrustError, LocalProtocolError
+
+if TYPE_CHECKING:
+    from crust.node.acceptor import Inbound
+    from crust.node.connection import Connection
+
+__all__ = ["Incoming"]
+
+
+class Incoming:
+    """A peer that wants a connection; `Node.incoming()` yields it.
+
+    Nothing was sent to the peer so far. Its PeerId is claimed, not proved: who stole this node's key can forge it, and a
+    first message can be replayed. `accept` returns only after the peer has proved itself.
+
+    Attributes:
+        peer: who it says it is.
+        address: (host, port) from which it comes.
+    """
+
+    def __init__(self, inbound: Inbound, peer: PeerId, address: tuple[str, int]) -> None:
+        self._inbound = inbound
+        self._decided = False
+        self.peer = peer
+        self.address = address
+
+    def __repr__(self) -> str:
+        return f"<Incoming {str(self.peer)[:14]}… from {self.address[0]}>"
+
+    def _decide(self) -> None:
+        if self._decided:
+            raise LocalProtocolError("this peer was already accepted or refused")
+        self._decided = True
+
+    async def accept(self) -> Connection:
+        """Answer the peer, and wait until it has proved itself.
+
+        Returns:
+            The connection, which does not appear in `async for connection in node` too.
+
+        Raises:
+            PeerLost: the peer went away, or did not prove itself in time.
+            LocalProtocolError: already decided. Cancellation refuses the peer.
+        """
+        self._decide()
+        return await self._inbound.accept_incoming()
+
+    def refuse(self) -> None:
+        """Turn the peer down; it learns only that it was refused.
+
+        Raises:
+            LocalProtocolError: already decided.
+        """
+        self._decide()
+        self._inbound.refuse_incoming()
+
+    def ignore(self) -> None:
+        """Answer nothing, as if nobody were here.
+
+        Raises:
+            LocalProtocolError: already decided.
+        """
+        self._decide()
+        self._inbound.ignore_incoming()
+
+    def lost(self, error: CrustError) -> None:
+        """The peer went away before it was decided."""
+        self._decided = True

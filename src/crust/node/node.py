@@ -1,0 +1,390 @@
+"""The node: one identity, its listeners, its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Final
+
+import ifaddr
+
+from crust.config import Config
+from crust.crypto.keys import Identity, PeerId
+from crust.errors import (
+    ConnectError,
+    CrustError,
+    LocalProtocolError,
+    NoPathError,
+    SelfDialError,
+)
+from crust.net.tcp import raise_descriptor_limit
+from crust.node.acceptor import Acceptor
+from crust.node.connection import Connection
+from crust.node.core import Core
+from crust.node.dial import DialledPath, Dialler, explain_timeout
+from crust.node.events import EventReader
+from crust.node.incoming import Incoming
+from crust.node.stats import Stats
+from crust.types import Candidate, Report
+from crust.wire.contact import Contact, parse_target
+
+__all__ = ["Node"]
+
+_REDIAL_PAUSES: Final = (0.0, 1.0, 1.0, 2.0, 3.0, 5.0)
+"""Seconds before each further dial of a connection that lost its path: at most one a second (PROTOCOL 16)."""
+
+_REDIAL_TIMEOUT: Final = 15.0
+_KNOWN_PEERS: Final = 4096
+
+
+class Node:
+    """A local endpoint. Use it as an asynchronous context manager.
+
+    Args:
+        identity: the node's key; a new one that is kept nowhere when left out.
+        config: settings and limits.
+    """
+
+    def __init__(self, identity: Identity | None = None, config: Config | None = None) -> None:
+        self._identity = identity or Identity.generate()
+        self._config = config or Config()
+        self._core: Core | None = None
+        self._acceptor: Acceptor | None = None
+        self._dialler: Dialler | None = None
+        self._dials: dict[PeerId, asyncio.Task[Connection]] = {}
+        self._dial_waiters: dict[asyncio.Task[Connection], int] = {}
+        self._redials: dict[Connection, asyncio.Task[None]] = {}
+        self._known: dict[PeerId, tuple[Candidate, ...]] = {}
+        self._stats = Stats()
+
+    def __repr__(self) -> str:
+        return f"<Node {self.id}>"
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Node:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Open the listeners; `async with` does it.
+
+        Raises:
+            ConfigError: an address cannot be listened on.
+            LocalProtocolError: started before.
+        """
+        if self._core is not None:
+            raise LocalProtocolError("a node can be started once")
+        raise_descriptor_limit()
+        core = self._core = Core(self._identity, self._config)
+        self._stats = core.stats
+        core.redial = self._redial
+        core.ended = self._connection_ended
+        self._dialler = Dialler(core)
+        self._acceptor = Acceptor(core)
+        try:
+            await self._acceptor.listen()
+        except BaseException:
+            self._acceptor.close()
+            raise
+
+    async def close(self) -> None:
+        """Close every connection in an orderly way, then the listeners. Bounded by `Config.close_timeout`.
+
+        Cancellation: what is left is closed at once.
+        """
+        core, acceptor = self._core, self._acceptor
+        if core is None or acceptor is None or core.closing:
+            return
+        core.closing = True
+        tasks: list[asyncio.Task[object]] = [*self._dials.values(), *self._redials.values()]
+        for task in tasks:
+            task.cancel()
+        acceptor.close()
+        connections = core.registry.holders()
+        try:
+            if connections:
+                async with asyncio.timeout(self._config.close_timeout + 1):
+                    await asyncio.gather(*(connection.close() for connection in connections), return_exceptions=True)
+        except TimeoutError:
+            pass
+        finally:
+            for connection in core.registry.holders():
+                connection.abort(CrustError("the node was closed"))
+            for reader in list(core.readers):
+                reader.end()
+        # Let sockets that were told to close do so before the event loop may go away.
+        await asyncio.sleep(0)
+
+    def _started(self) -> Core:
+        if self._core is None:
+            raise LocalProtocolError("the node is not started: use `async with crust.Node() as node`")
+        if self._core.closing:
+            raise LocalProtocolError("the node is closed")
+        return self._core
+
+    # --- who and where -------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> PeerId:
+        """The node's PeerId."""
+        return self._identity.id
+
+    @property
+    def config(self) -> Config:
+        """The settings that the node was made with."""
+        return self._config
+
+    @property
+    def addresses(self) -> list[str]:
+        """The listening addresses, "HOST:PORT"."""
+        return [] if self._acceptor is None else self._acceptor.describe()
+
+    async def contact(self) -> Contact:
+        """What to give away so that others can dial this node; `str()` is the line of text."""
+        self._started()
+        assert self._acceptor is not None
+        return Contact(self.id, tuple(_own_candidates(self._acceptor.addresses)))
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The connections that have not ended."""
+        return [] if self._core is None else self._core.registry.holders()
+
+    @property
+    def stats(self) -> Stats:
+        """Counters by reason, such as "handshake.outer_tag", and what is open at present."""
+        stats = Stats(self._stats)
+        if self._core is not None and self._acceptor is not None:
+            stats["connections.open"] = self._core.registry.count
+            stats["handshake.half_open"] = self._acceptor.half_open
+        return stats
+
+    # --- dialling ------------------------------------------------------------------------------------------------
+
+    async def connect(self, target: PeerId | Contact | str, *, timeout: float = 30) -> Connection:  # noqa: ASYNC109
+        """Connect to a peer by its key; a connection that exists is returned.
+
+        Args:
+            target: a PeerId, a Contact, or the text of either, or "PEERID@HOST:PORT".
+            timeout: seconds for the whole dial.
+
+        Raises:
+            ParseError: the text is none of these.
+            SelfDialError: the target is this node.
+            NotAuthenticError: something answers, but does not hold this key.
+            NetworkMismatchError: the peer belongs to another network.
+            RefusedError: the peer does not want this node.
+            NoPathError: nothing answers. All but the first are `ConnectError`, with a `report`.
+            Cancellation gives the dial up, unless somebody else waits for the same peer.
+        """
+        core = self._started()
+        contact = _contact_of(target)
+        peer = contact.id
+        started = core.loop.time()
+        report = Report(str(peer))
+        if peer == self.id:
+            raise _failed(SelfDialError("this is the PeerId of the dialling node itself"), report, 0.0)
+        found = core.registry.find(peer)
+        if found is not None:
+            if contact.candidates:
+                self._remember(peer, contact.candidates)
+            return found
+        task = self._dials.get(peer)
+        if task is None:
+            if contact.candidates:
+                self._remember(peer, contact.candidates)
+            task = core.loop.create_task(self._dial(peer, report, started, timeout))
+            self._dials[peer] = task
+            task.add_done_callback(lambda _: self._dials.pop(peer, None))
+        waiters = self._dial_waiters
+        waiters[task] = waiters.get(task, 0) + 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            waiters[task] -= 1
+            if not waiters[task]:
+                del waiters[task]
+                task.cancel()  # has no effect on a dial that is done
+
+    async def _dial(self, peer: PeerId, report: Report, started: float, limit: float) -> Connection:
+        core = self._started()
+        try:
+            async with asyncio.timeout_at(started + limit):
+                won = await self._race(peer, report, started)
+        except TimeoutError:
+            raise _failed(explain_timeout(report), report, core.loop.time() - started) from None
+        except ConnectError as error:
+            raise _failed(error, report, core.loop.time() - started) from error.__cause__
+        except OSError as error:
+            raise _failed(NoPathError(str(error)), report, core.loop.time() - started) from error
+        # A connection may have come in while we dialled; then this is one more path of it.
+        connection = core.registry.find(peer)
+        new = connection is None
+        if connection is None:
+            connection = core.new_connection(peer, report)
+        self._attach(connection, won, started)
+        report.elapsed_ms = (core.loop.time() - started) * 1000
+        report.winner = connection.path
+        if connection.report is None:
+            connection.report = report
+        if new and connection.path is not None:
+            core.connected(connection, connection.path, accepted=False)
+        return connection
+
+    async def _race(self, peer: PeerId, report: Report, started: float) -> DialledPath:
+        assert self._dialler is not None
+        candidates = self._known.get(peer, ())
+        if not candidates:
+            raise NoPathError("no address of this peer is known: dial its contact, or PEERID@HOST:PORT")
+        return await self._dialler.race(peer, candidates, report, started)
+
+    def _attach(self, connection: Connection, won: DialledPath, started: float) -> None:
+        core = self._core
+        assert core is not None
+        at_ms = (core.loop.time() - started) * 1000
+        core.add_path(connection, won.stream, core.codec(won.result), kind="direct", rtt=won.rtt, at_ms=at_ms)
+        connection.pump()
+        won.stream.replay()
+
+    def _remember(self, peer: PeerId, candidates: tuple[Candidate, ...]) -> None:
+        """Keep where a peer was said to be, for dialling it again."""
+        known = self._known.pop(peer, ())
+        self._known[peer] = tuple(dict.fromkeys((*candidates, *known)))[:64]
+        while len(self._known) > _KNOWN_PEERS:
+            del self._known[next(iter(self._known))]
+
+    # --- dialling again ------------------------------------------------------------------------------------------
+
+    def _redial(self, connection: Connection) -> None:
+        if connection.peer not in self._known or connection in self._redials:
+            return
+        assert self._core is not None
+        task = self._core.loop.create_task(self._keep_dialling(connection))
+        self._redials[connection] = task
+        task.add_done_callback(lambda _: self._redials.pop(connection, None))
+
+    async def _keep_dialling(self, connection: Connection) -> None:
+        """Dial a peer whose connection needs a path, until it has a good one or has ended."""
+        core = self._core
+        assert core is not None
+        attempts = 0
+        paths = set(connection.session.path_ids)
+        while not connection.closed and not core.closing:
+            await asyncio.sleep(_REDIAL_PAUSES[min(attempts, len(_REDIAL_PAUSES) - 1)])
+            attempts += 1
+            if not connection.session.needs_path or set(connection.session.path_ids) - paths:
+                return
+            started = core.loop.time()
+            with contextlib.suppress(ConnectError, TimeoutError, OSError):
+                async with asyncio.timeout(_REDIAL_TIMEOUT):
+                    won = await self._race(connection.peer, Report(str(connection.peer)), started)
+                if connection.closed:
+                    won.stream.abort()
+                    return
+                self._attach(connection, won, started)
+                core.stats.count("path.redialled")
+                await self._confirmed(connection)
+                if connection.session.active_path is not None and not connection.session.needs_path:
+                    return
+
+    async def _confirmed(self, connection: Connection) -> None:
+        """Wait for an echo over the new path."""
+        with contextlib.suppress(TimeoutError, CrustError):
+            async with asyncio.timeout(_REDIAL_TIMEOUT):
+                await connection.ping()
+
+    def _connection_ended(self, connection: Connection) -> None:
+        task = self._redials.get(connection)
+        if task is not None:
+            task.cancel()
+
+    # --- accepting -----------------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> Node:
+        return self
+
+    async def __anext__(self) -> Connection:
+        """The next connection that a peer has made; ends quietly when the node closes. Cancellation loses nothing."""
+        self._require_started()
+        assert self._acceptor is not None
+        connection = await self._acceptor.next_connection()
+        if connection is None:
+            raise StopAsyncIteration
+        return connection
+
+    def _require_started(self) -> None:
+        if self._core is None:
+            raise LocalProtocolError("the node is not started: use `async with crust.Node() as node`")
+
+    def incoming(self) -> AsyncIterator[Incoming]:
+        """Decide about each new peer before anything about this node is shown to it.
+
+        From this call on no peer is accepted by itself. A peer that is not decided about within
+        `Config.incoming_timeout` is dropped. The iteration ends when the node closes; cancellation loses nothing.
+        """
+        self._started()
+        assert self._acceptor is not None
+        self._acceptor.decide_first()
+        return self._iterate_incoming(self._acceptor)
+
+    @staticmethod
+    async def _iterate_incoming(acceptor: Acceptor) -> AsyncIterator[Incoming]:
+        while (incoming := await acceptor.next_incoming()) is not None:
+            yield incoming
+
+    def events(self) -> EventReader:
+        """An iterator over what happens from now on; each call gives an independent one."""
+        core = self._started()
+        return EventReader(self._config.event_queue, core.readers)
+
+
+def _contact_of(target: PeerId | Contact | str) -> Contact:
+    if isinstance(target, Contact):
+        return target
+    if isinstance(target, PeerId):
+        return Contact(target)
+    return parse_target(target)
+
+
+def _failed(error: ConnectError, report: Report, seconds: float) -> ConnectError:
+    """Complete the report of a failed dial and hang it on the error."""
+    report.elapsed_ms = seconds * 1000
+    report.error = str(error)
+    error.report = report
+    return error
+
+
+def _own_candidates(listening: list[tuple[str, int]]) -> list[Candidate]:
+    """Where this node can be reached: each listening address, wildcards as the addresses of the interfaces."""
+    candidates: list[Candidate] = []
+    hosts = _interface_hosts()
+    for host, port in listening:
+        if host not in ("0.0.0.0", "::"):  # noqa: S104
+            candidates.append(Candidate("tcp", host, port))
+            continue
+        own = [h for h in hosts if (":" in h) == (host == "::")]
+        candidates += [Candidate("tcp", h, port) for h in own]
+    if not candidates:
+        candidates = [Candidate("tcp", "127.0.0.1" if h == "0.0.0.0" else "::1", p) for h, p in listening]  # noqa: S104
+    return candidates
+
+
+def _interface_hosts() -> list[str]:
+    """Addresses of the interfaces, without loopback and IPv6 link-local ones (which mean nothing without a scope)."""
+    hosts = []
+    for adapter in ifaddr.get_adapters():
+        for ip in adapter.ips:
+            text = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+            address = ipaddress.ip_address(text)
+            if not (address.is_loopback or address.is_multicast or (address.version == 6 and address.is_link_local)):
+                hosts.append(text)
+    return hosts

@@ -1,0 +1,89 @@
+"""What both sides of a transfer need of a connection and its stream."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, Protocol
+
+from crust.errors import CrustError, RemoteProtocolError
+from crust.node.transfer.error import TransferError, TransferInterruptedError, TransferRefusedError
+from crust.node.transfer.frame import HEADER, Frame, failure, parse_failure, parse_header
+
+__all__ = ["STREAM_NAME", "TransferConnection", "TransferStream", "read_frame", "say_failure", "wire_error"]
+
+STREAM_NAME: Final = "crust/files"
+
+# How long the other side may take to read why we stop.
+_FAREWELL_SECONDS: Final = 1.0
+_READ_BYTES: Final = 64 << 10
+
+
+class TransferStream(Protocol):
+    """What a transfer uses of `crust.node.stream.Stream`."""
+
+    name: str
+
+    async def read(self, n: int = -1) -> bytes: ...
+    def write(self, data: bytes) -> None: ...
+    async def drain(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+class TransferConnection(Protocol):
+    """What a transfer uses of `crust.node.connection.Connection`."""
+
+    @property
+    def peer(self) -> Any: ...
+    async def open_stream(self, name: str = "", *, priority: Any = ...) -> Any: ...
+    async def send(self, data: bytes, *, priority: Any = ...) -> None: ...
+    async def receive(self) -> Any: ...
+    async def flush(self) -> None: ...
+
+
+async def _read_exactly(stream: TransferStream, count: int) -> bytes:
+    """Read so many bytes; holds no more than what came, whatever the stranger says will come."""
+    data = bytearray()
+    while len(data) < count:
+        piece = await stream.read(min(count - len(data), _READ_BYTES))
+        if not piece:
+            raise RemoteProtocolError("the stream of the transfer ended too soon")
+        data += piece
+    return bytes(data)
+
+
+async def read_frame(stream: TransferStream, expected: Frame, *, speaker: str) -> bytes:
+    """Read a frame of the type that must come now; returns its body.
+
+    Raises:
+        TransferError: the other side gave up.
+        RemoteProtocolError: it sent something else.
+    """
+    kind, length = parse_header(await _read_exactly(stream, HEADER.size))
+    if kind is Frame.FAIL:
+        raise parse_failure(await _read_exactly(stream, length), speaker)
+    if kind is not expected:
+        raise RemoteProtocolError(f"a {kind.name} where a {expected.name} belongs")
+    return await _read_exactly(stream, length)
+
+
+def wire_error(error: BaseException) -> TransferError | None:
+    """What to tell the other side about an error of ours; None where there is nothing to tell."""
+    if isinstance(error, TransferError):
+        return None if error.remote else error
+    if isinstance(error, RemoteProtocolError):
+        return TransferRefusedError(str(error))
+    if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt)):
+        return TransferInterruptedError("interrupted")
+    if isinstance(error, CrustError):
+        return None  # the connection is gone
+    return TransferError("an internal error")
+
+
+async def say_failure(connection: TransferConnection, stream: TransferStream, error: TransferError) -> None:
+    """Tell the other side why we stop, as well as that is possible within a moment."""
+    try:
+        async with asyncio.timeout(_FAREWELL_SECONDS):
+            stream.write(failure(error))
+            await connection.flush()
+    except (CrustError, TimeoutError):
+        pass

@@ -1,0 +1,182 @@
+"""Threads for the disk: a loop never waits for one, and one that hangs in a dead disk keeps no process alive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Generic, TypeVar
+
+__all__ = ["ThreadSink", "ThreadSource", "run_in_thread"]
+
+T = TypeVar("T")
+
+
+def _start(target: Callable[[], None], name: str) -> None:
+    # A daemon, unlike those of an executor: the interpreter does not wait for it.
+    threading.Thread(target=target, name=f"crust-{name}", daemon=True).start()
+
+
+def _call(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(callback, *args)
+
+
+def _settle(future: asyncio.Future[Any], error: BaseException | None, value: Any = None) -> None:
+    if not future.done():
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+async def run_in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Await a blocking call in a thread of its own. A cancel leaves the thread to end by itself."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def work() -> None:
+        try:
+            value = function(*args)
+        except BaseException as error:  # handed on to who waits
+            _call(loop, _settle, future, error)
+        else:
+            _call(loop, _settle, future, None, value)
+
+    _start(work, getattr(function, "__name__", "work"))
+    return await future
+
+
+class ThreadSource(Generic[T]):
+    """Iterates over a blocking generator, which runs in a thread some items ahead.
+
+    Args:
+        items: runs in the thread, and is closed there.
+        ahead: items that it may be ahead of their reader.
+    """
+
+    def __init__(self, items: Generator[T, None, None], *, ahead: int = 4) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._iterator = items
+        self._items: deque[T] = deque()
+        self._space = threading.Semaphore(ahead)
+        self._stopped = False
+        self._ended = False
+        self._error: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        _start(self._work, "source")
+
+    def __aiter__(self) -> ThreadSource[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        while not self._items:
+            if self._ended:
+                # The thread may have added its last items between the two looks.
+                if self._items:
+                    break
+                if self._error is not None:
+                    raise self._error
+                raise StopAsyncIteration
+            self._waiter = self._loop.create_future()
+            if not self._items and not self._ended:
+                await self._waiter
+            self._waiter = None
+        self._space.release()
+        return self._items.popleft()
+
+    def stop(self) -> None:
+        """Let the thread end at its next item."""
+        self._stopped = True
+        self._space.release()
+
+    def _work(self) -> None:
+        try:
+            for item in self._iterator:
+                self._space.acquire()
+                if self._stopped:
+                    break
+                self._items.append(item)
+                self._wake()
+        except BaseException as error:  # handed on to the reader
+            self._error = error
+        finally:
+            self._iterator.close()
+            self._ended = True
+            self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None:
+            _call(self._loop, _settle, waiter, None)
+
+
+class ThreadSink(Generic[T]):
+    """Hands chunks of bytes to a function in a thread, which takes them from an iterator.
+
+    Args:
+        consume: runs in the thread; its return value is that of `finish`.
+        most_bytes: given but not yet taken, before `feed` waits.
+    """
+
+    def __init__(self, consume: Callable[[Iterator[bytes]], T], *, most_bytes: int = 4 << 20) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._consume = consume
+        self._most_bytes = most_bytes
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._given = 0
+        self._taken = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self.result: asyncio.Future[T] = self._loop.create_future()
+        """What the function returned or raised, as soon as it has."""
+        self.result.add_done_callback(_look_at)  # an error after `stop` is of interest to nobody
+        _start(self._work, "sink")
+
+    async def feed(self, chunk: bytes) -> None:
+        """Hand over a chunk, waiting for room.
+
+        Raises:
+            Exception: whatever the function raised.
+        """
+        self._given += len(chunk)
+        self._queue.put(chunk)
+        while self._given - self._taken > self._most_bytes and not self.result.done():
+            self._waiter = self._loop.create_future()
+            if self._given - self._taken > self._most_bytes:
+                await asyncio.wait((self._waiter, self.result), return_when=asyncio.FIRST_COMPLETED)
+            self._waiter = None
+        if self.result.done():
+            self.result.result()
+
+    async def finish(self) -> T:
+        """End the iterator and wait for the function."""
+        self.stop()
+        return await asyncio.shield(self.result)
+
+    def stop(self) -> None:
+        """End the iterator."""
+        self._queue.put(None)
+
+    def _chunks(self) -> Iterator[bytes]:
+        while (chunk := self._queue.get()) is not None:
+            yield chunk
+            self._taken += len(chunk)
+            waiter = self._waiter
+            if waiter is not None and self._given - self._taken <= self._most_bytes // 2:
+                _call(self._loop, _settle, waiter, None)
+
+    def _work(self) -> None:
+        try:
+            value = self._consume(self._chunks())
+        except BaseException as error:  # handed on to who feeds
+            _call(self._loop, _settle, self.result, error)
+        else:
+            _call(self._loop, _settle, self.result, None, value)

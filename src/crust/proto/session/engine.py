@@ -1,0 +1,776 @@
+"""The session with one peer, above the paths that carry it.
+
+The engine knows paths by number only. A path is attached when its handshake is done, and detached when it ends; frames that
+were written and not acknowledged are then written again on the next active path, so that suspend, roaming, a reset and a
+change from a relayed to a direct path are all the same event. See PROTOCOL 10 to 16.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from crust.errors import ConnectionClosed, CrustError, LocalProtocolError, PeerLost, RemoteProtocolError
+from crust.proto.session.events import DatagramReceived, PathDead, PathStalled, Ponged, SessionEnded, SessionEvent, StreamOpened
+from crust.proto.session.inbox import Inbox
+from crust.proto.session.limits import Limits
+from crust.proto.session.outbox import PRIORITIES, Group, GroupBuilder, Outbox, Sent
+from crust.proto.session.streams import Half, HalfInput, StreamState, StreamTable
+from crust.proto.timers import TimerTable
+from crust.types import Priority
+from crust.wire import frames
+
+__all__ = ["NO_NONCE", "FlushMark", "Session", "SessionState", "Timer"]
+
+NO_NONCE: Final = bytes(16)
+
+# PROTOCOL 11: one acknowledgement for 256 KiB or 50 ms.
+ACK_BYTES: Final = 256 * 1024
+ACK_DELAY: Final = 0.05
+
+# PROTOCOL 16: data without progress for max(3 RTT, 500 ms) means a probe and another dial, at most once a second.
+STALL_LEAST: Final = 0.5
+STALL_AGAIN: Final = 1.0
+
+# RFC 6298 §2 smoothing, for a round trip measured by PING.
+_RTT_GAIN: Final = 0.125
+
+_FIRST_FLIGHT_PADDING: Final = 255
+_DATAGRAMS_QUEUED: Final = 1024 * 1024
+DATAGRAM_LIMIT: Final = 1200
+"""Bytes of a datagram that fit every path."""
+
+
+class SessionState(enum.Enum):
+    """Where a session is."""
+
+    OPEN = "open"
+    CLOSING = "closing"  # we have said, or are about to say, our last frame
+    ENDED = "ended"
+
+
+class Timer(enum.Enum):
+    """What a session waits for."""
+
+    ACK = "acknowledge what has come"
+    STALL = "data without progress: probe the path"
+    HEARTBEAT = "silence: ask for a sign of life"
+    DEADLINE = "no sign of life: the path is dead"
+    CLOSE = "the peer does not confirm our end"
+    RESUME = "no path: the peer does not come back"
+    SIGN = "a batch is due to be signed"
+    VERIFY = "a signature is overdue"
+
+
+class _Path:
+    """A path as the session sees it."""
+
+    __slots__ = (
+        "control",
+        "heard_hello",
+        "hello_due",
+        "id",
+        "last_heard",
+        "probed_at",
+        "rank",
+        "resend",
+        "rtt",
+        "suspect",
+    )
+
+    def __init__(self, path_id: int, rank: int, now: float, rtt: float) -> None:
+        self.id = path_id
+        self.rank = rank
+        self.hello_due = True
+        self.heard_hello = False
+        self.control: list[bytes] = []
+        self.resend: deque[Sent] | None = None
+        self.last_heard = now
+        self.probed_at: float | None = None
+        self.rtt = rtt
+        self.suspect = False
+
+
+class FlushMark:
+    """What had been queued when `flush` was called, and whether all of it is acknowledged yet."""
+
+    __slots__ = ("counts", "number", "streams")
+
+    def __init__(self, counts: list[int], streams: list[tuple[StreamState, int]]) -> None:
+        self.counts = counts
+        self.streams = streams
+        self.number: int | None = None
+
+
+class Session:
+    """Numbering, acknowledgement, priorities, streams and liveness for one peer.
+
+    Args:
+        nonce: our 16-byte nonce for this peer.
+        side: 0 when our PeerId is the smaller one, else 1.
+        limits: caps and times, fixed for the session.
+        random: gives random bytes, for padding.
+        now: monotonic seconds.
+    """
+
+    def __init__(
+        self, *, nonce: bytes, side: int, limits: Limits, random: Callable[[int], bytes], now: float
+    ) -> None:
+        self.nonce = nonce
+        self.remote_nonce = NO_NONCE
+        self.state = SessionState.OPEN
+        self.ended: CrustError | None = None
+        self.remote_closed = False
+        self.max_message_bytes = limits.max_message_bytes
+        self.streams = StreamTable(side, limits.stream_window_bytes, limits.max_streams)
+        self.outbox = Outbox(self.streams, limits.retention_bytes)
+        self.inbox = Inbox(limits.receive_window_bytes, limits.max_message_bytes, limits.retention_bytes)
+        self.readable_streams: set[StreamState] = set()
+        self._limits = limits
+        self._random = random
+        self._paths: dict[int, _Path] = {}
+        self._active: _Path | None = None
+        self._timers: TimerTable[Timer | tuple[Timer, int]] = TimerTable()
+        self._events: deque[SessionEvent] = deque()
+        self._ack_due = False
+        self._ack_sent = 0
+        self._unacked_bytes = 0
+        self._ack_wanted = False
+        self._stream_credits: set[StreamState] = set()
+        self._pings: dict[int, float] = {}
+        self._next_token = 1
+        self._datagrams: deque[bytes] = deque()
+        self._datagram_bytes = 0
+        self._acked_at_stall = 0
+        self._timers.set(Timer.RESUME, now + limits.resume_timeout)
+
+    # --- paths ---------------------------------------------------------------------------------------------------
+
+    def attach(self, path_id: int, *, rank: int, now: float, rtt: float = 0.1) -> None:
+        """Add a path whose handshake is done; its HELLO goes out next.
+
+        Args:
+            path_id: the front end's number for it.
+            rank: lower is better; the best answering path carries the data.
+            now: monotonic seconds.
+            rtt: a first guess of its round-trip time.
+        """
+        path = self._paths[path_id] = _Path(path_id, rank, now, rtt)
+        self._timers.set((Timer.HEARTBEAT, path_id), now + self._limits.heartbeat)
+        self._timers.clear(Timer.RESUME)
+        # Nobody else can know a new session, so its first data need not wait for the answer.
+        path.heard_hello = False
+        self._choose_active(now)
+
+    def detach(self, path_id: int, now: float) -> None:
+        """Remove a path that has ended."""
+        path = self._paths.pop(path_id, None)
+        if path is None:
+            return
+        self._timers.clear((Timer.HEARTBEAT, path_id))
+        self._timers.clear((Timer.DEADLINE, path_id))
+        if self._active is path:
+            self._active = None
+            self._choose_active(now)
+        if not self._paths and self.state is not SessionState.ENDED:
+            if self.remote_closed:
+                # The peer said its last frame and has gone: nothing more can come.
+                self._end(ConnectionClosed("the peer has closed the connection"))
+            else:
+                self._timers.set(Timer.RESUME, now + self._limits.resume_timeout)
+
+    @property
+    def path_ids(self) -> list[int]:
+        """The attached paths."""
+        return list(self._paths)
+
+    @property
+    def active_path(self) -> int | None:
+        """The path that carries our data."""
+        return None if self._active is None else self._active.id
+
+    @property
+    def needs_path(self) -> bool:
+        """Whether no attached path answers."""
+        return all(path.suspect for path in self._paths.values())
+
+    def confirmed(self, path_id: int) -> bool:
+        """Whether the peer's HELLO has come over this path."""
+        path = self._paths.get(path_id)
+        return path is not None and path.heard_hello
+
+    def path_rtt(self, path_id: int) -> float:
+        """The smoothed round-trip time of a path in seconds."""
+        return self._paths[path_id].rtt
+
+    def _choose_active(self, now: float) -> None:
+        """Select the best path that answers; a suspect one only when there is no other."""
+        best = min(
+            self._paths.values(),
+            key=lambda p: (p.suspect, not (p.heard_hello or self._is_new), p.rank, p.id),
+            default=None,
+        )
+        if best is self._active or best is None:
+            return
+        if self._active is not None and not best.heard_hello:
+            return  # an unconfirmed path never replaces one that works
+        self._active = best
+        best.resend = self.outbox.unacknowledged()
+        best.control.extend(frames.serialize_credit(p, self.inbox.granted(p)) for p in self.inbox.raised_credits())
+        self._stream_credits.update(s for s in self.streams.by_id.values() if s.granted != self.streams.window)
+        best.control.extend(frames.serialize_ping(token) for token in self._pings)
+        self._ack_due = self._ack_due or self.inbox.expected > 0
+        self._arm_stall(now)
+
+    @property
+    def _is_new(self) -> bool:
+        return self.remote_nonce == NO_NONCE
+
+    # --- bytes out -----------------------------------------------------------------------------------------------
+
+    def next_group(self, path_id: int, now: float) -> Group | None:
+        """The next control record and its payload records for a path; None when there is nothing to write."""
+        path = self._paths.get(path_id)
+        if path is None:
+            return None
+        if path.hello_due:
+            return self._hello_group(path)
+        group = GroupBuilder()
+        if path.control:
+            for piece in path.control:
+                group.add(piece)
+            path.control.clear()
+        if path is self._active and (path.heard_hello or self._is_new):
+            self._fill_active(path, group, now)
+        return group.finish()
+
+    def _hello_group(self, path: _Path) -> Group | None:
+        path.hello_due = False
+        hello = frames.Hello(
+            self.nonce,
+            self.remote_nonce,
+            self.inbox.expected,
+            self.inbox.window,
+            self.streams.window,
+            self._limits.max_message_bytes,
+        )
+        padding = frames.serialize_padding(1 + self._random(1)[0] % _FIRST_FLIGHT_PADDING)
+        group = GroupBuilder()
+        group.add(frames.serialize_hello(hello))
+        group.add(padding)
+        return group.finish()
+
+    def _fill_active(self, path: _Path, group: GroupBuilder, now: float) -> None:
+        inbox, outbox = self.inbox, self.outbox
+        if inbox.credits_due:
+            for priority in inbox.credits_due:
+                group.add(frames.serialize_credit(priority, inbox.granted(priority)))
+            inbox.credits_due.clear()
+        while self._stream_credits and group.room > frames.INLINE_LIMIT:
+            stream = self._stream_credits.pop()
+            group.add(frames.serialize_stream_credit(stream.id, stream.granted))
+        if path.resend is not None:
+            self._resend(path, group)
+        if path.resend is None:
+            outbox.fill(group, now)
+            if self._datagrams:
+                self._fill_datagrams(group)
+            if self._ack_wanted and outbox.retained_bytes and not outbox.has_queued():
+                self._ack_wanted = False
+                group.add(frames.serialize_ping(self._ping_token(now)))
+        if self._ack_due or (group.pieces and inbox.expected > self._ack_sent):
+            group.add(frames.serialize_ack(inbox.expected))
+            self._ack_sent = inbox.expected
+            self._ack_due = False
+            self._unacked_bytes = 0
+            self._timers.clear(Timer.ACK)
+        if outbox.retained_bytes:
+            self._timers.set_if_unset(Timer.STALL, now + max(3 * path.rtt, STALL_LEAST))
+
+    def _resend(self, path: _Path, group: GroupBuilder) -> None:
+        resend, acked = path.resend, self.outbox.acked
+        assert resend is not None
+        while resend:
+            if resend[0].number >= acked and not group.add_sent(resend[0]):
+                return
+            resend.popleft()
+        path.resend = None
+
+    def _fill_datagrams(self, group: GroupBuilder) -> None:
+        while self._datagrams and group.room > DATAGRAM_LIMIT + 1024:
+            data = self._datagrams.popleft()
+            self._datagram_bytes -= len(data)
+            group.add(frames.serialize_datagram(data))
+
+    # --- bytes in ------------------------------------------------------------------------------------------------
+
+    def receive_group(self, path_id: int, control: bytes, payloads: list[bytes], now: float) -> None:
+        """Take a control record and its payload records from a path.
+
+        Raises:
+            RemoteProtocolError: the peer broke the protocol; the session has ended with that cause.
+        """
+        if self.state is SessionState.ENDED:
+            return
+        path = self._paths[path_id]
+        path.last_heard = now
+        try:
+            size = len(control)
+            for payload in payloads:
+                size += len(payload)
+            if path.suspect:
+                path.suspect = False
+                self._choose_active(now)
+            for frame in frames.parse_frames(control, payloads, start=1):
+                self._receive(path, frame, size, now)
+        except RemoteProtocolError as error:
+            lost = PeerLost(None, f"the peer broke the protocol: {error}")
+            lost.__cause__ = error
+            self._end(lost)
+            raise
+
+    def _receive(self, path: _Path, frame: frames.Frame, size: int, now: float) -> None:
+        kind = type(frame)
+        if kind is frames.Hello:
+            self._on_hello(path, frame, now)  # type: ignore[arg-type]
+            return
+        if kind is frames.Gone:
+            self._on_gone(frame)  # type: ignore[arg-type]
+            return
+        if not path.heard_hello:
+            raise RemoteProtocolError("the first frame on a path is not HELLO")
+        handler = _UNNUMBERED.get(kind)
+        if handler is not None:
+            handler(self, path, frame, now)
+            return
+        for ordered in self.inbox.accept(frame, size):  # type: ignore[arg-type]
+            if self.remote_closed:
+                raise RemoteProtocolError("frames after CLOSE")
+            _NUMBERED[type(ordered)](self, ordered, now)
+        self._unacked_bytes += size
+        if self._unacked_bytes >= ACK_BYTES:
+            self._ack_due = True
+        elif not self._ack_due:
+            self._timers.set_if_unset(Timer.ACK, now + ACK_DELAY)
+
+    def _on_hello(self, path: _Path, frame: frames.Hello, now: float) -> None:
+        if path.heard_hello:
+            raise RemoteProtocolError("a second HELLO on a path")
+        if frame.nonce == NO_NONCE or frame.your_nonce not in (NO_NONCE, self.nonce):
+            raise RemoteProtocolError("HELLO names another session")
+        if self.remote_nonce == NO_NONCE:
+            self.remote_nonce = frame.nonce
+        elif self.remote_nonce != frame.nonce:
+            raise RemoteProtocolError("HELLO comes from another instance of the peer")
+        # Acknowledgements over another path may have overtaken this one; alone, it must not go back (PROTOCOL 11).
+        if frame.next_expected < self.outbox.acked and len(self._paths) == 1:
+            raise RemoteProtocolError("HELLO takes acknowledged frames back")
+        path.heard_hello = True
+        self.max_message_bytes = min(self.max_message_bytes, max(frame.max_message, 1))
+        self._acknowledged(frame.next_expected, now)
+        for priority in range(PRIORITIES):
+            self.outbox.raise_credit(priority, frame.window)
+        for stream in self.streams.learn_window(frame.stream_window):
+            self.outbox.queue_stream(stream)
+        self._choose_active(now)
+
+    def _on_gone(self, frame: frames.Gone) -> None:
+        if frame.nonce != self.nonce:
+            return
+        if frame.code == 1:
+            self._end(ConnectionClosed("the peer has closed the connection"))
+        elif frame.code == 2:
+            self._end(PeerLost(None, "the peer refused the connection"))
+        else:
+            self._end(PeerLost(None, "the peer has restarted, or given this connection up"))
+
+    def _on_ack(self, path: _Path, frame: frames.Ack, now: float) -> None:
+        self._acknowledged(frame.next_expected, now)
+
+    def _acknowledged(self, next_expected: int, now: float) -> None:
+        if not self.outbox.acknowledge(next_expected):
+            return
+        self._timers.clear(Timer.STALL)
+        self._arm_stall(now)
+        close_number = self.outbox.close_number
+        if close_number is not None:
+            if next_expected > close_number:
+                if self.remote_closed:
+                    self._end_after_writing(now)
+            elif Timer.CLOSE in self._timers:
+                self._timers.set(Timer.CLOSE, now + self._limits.close_timeout)
+
+    def _arm_stall(self, now: float) -> None:
+        if self.outbox.retained_bytes and self._active is not None:
+            self._timers.set(Timer.STALL, now + max(3 * self._active.rtt, STALL_LEAST))
+
+    def _on_credit(self, path: _Path, frame: frames.Credit, now: float) -> None:
+        self.outbox.raise_credit(frame.priority, frame.limit)
+
+    def _on_stream_credit(self, path: _Path, frame: frames.StreamCredit, now: float) -> None:
+        stream = self.streams.find_remote(frame.stream)
+        if stream is not None and frame.limit > stream.credit:
+            stream.credit = frame.limit
+            self.outbox.queue_stream(stream)
+
+    def _on_ping(self, path: _Path, frame: frames.Ping, now: float) -> None:
+        if len(path.control) < 64:  # a peer that floods PINGs and reads nothing gets no memory
+            path.control.append(frames.serialize_pong(frame.token))
+        self._ack_due = self._ack_due or self.inbox.expected > self._ack_sent
+
+    def _on_pong(self, path: _Path, frame: frames.Pong, now: float) -> None:
+        sent_at = self._pings.pop(frame.token, None)
+        if sent_at is not None:
+            sample = now - sent_at
+            path.rtt += (sample - path.rtt) * _RTT_GAIN
+            self._events.append(Ponged(frame.token, sample))
+
+    def _on_path_close(self, path: _Path, frame: frames.PathClose, now: float) -> None:
+        self._events.append(PathDead(path.id, "surplus"))
+
+    def _on_datagram(self, path: _Path, frame: frames.Datagram, now: float) -> None:
+        self._events.append(DatagramReceived(frame.data))
+
+    # --- numbered frames, in order -------------------------------------------------------------------------------
+
+    def _on_messages(self, frame: frames.Messages, now: float) -> None:
+        self.inbox.add_messages(frame.priority, frame.data, None)
+
+    def _on_fragment(self, frame: frames.Fragment, now: float) -> None:
+        message = self.inbox.add_fragment(frame)
+        if message is not None:
+            self.inbox.deliver_large(frame.priority, message, None)
+
+    def _on_abort(self, frame: frames.Abort, now: float) -> None:
+        self.inbox.abort(frame.priority)
+
+    def _on_stream_open(self, frame: frames.StreamOpen, now: float) -> None:
+        self._events.append(StreamOpened(self.streams.open_remote(frame.stream, frame.name, frame.priority)))
+
+    def _on_stream_data(self, frame: frames.StreamData, now: float) -> None:
+        stream = self.streams.find_remote(frame.stream)
+        if stream is None:
+            return
+        if stream.receiving not in (Half.OPEN, Half.STOPPED) or stream.remote_end:
+            raise RemoteProtocolError(f"stream {stream.id}: data after its end")
+        stream.received += len(frame.data)
+        if stream.received > stream.granted:
+            raise RemoteProtocolError(f"stream {stream.id}: more than its credit")
+        if stream.receiving is Half.STOPPED:
+            self.consume(stream, len(frame.data))
+            return
+        stream.chunks.append(frame.data)
+        stream.ready_bytes += len(frame.data)
+        self.readable_streams.add(stream)
+
+    def _on_stream_fin(self, frame: frames.StreamFin, now: float) -> None:
+        self._end_receiving(frame.stream, HalfInput.FIN)
+
+    def _on_stream_reset(self, frame: frames.StreamReset, now: float) -> None:
+        self._end_receiving(frame.stream, HalfInput.RESET)
+
+    def _end_receiving(self, stream_id: int, given: HalfInput) -> None:
+        stream = self.streams.find_remote(stream_id)
+        if stream is None:
+            return
+        if stream.remote_end and given is HalfInput.FIN:
+            raise RemoteProtocolError(f"stream {stream_id}: two ends")
+        stream.change_receiving(given)
+        stream.remote_end = True
+        if given is HalfInput.RESET:
+            stream.chunks.clear()
+            stream.ready_bytes = 0
+        self.readable_streams.add(stream)
+        self.streams.forget_if_finished(stream)
+
+    def _on_stream_stop(self, frame: frames.StreamStop, now: float) -> None:
+        stream = self.streams.find_remote(frame.stream)
+        if stream is None or stream.end_sent:
+            return
+        # The writer answers a STOP with its own end, so that both sides can forget the stream.
+        stream.drop_pending()
+        stream.sending = Half.STOPPED
+        stream.reset_code = frame.code
+        self.outbox.queue_stream(stream)
+        self.readable_streams.add(stream)
+
+    def _on_close(self, frame: frames.Close, now: float) -> None:
+        self.remote_closed = True
+        self._ack_due = True
+        for stream in self.streams.by_id.values():
+            self.readable_streams.add(stream)
+        if self.state is SessionState.OPEN:
+            self.close(now)
+        elif self.outbox.close_number is not None and self.outbox.acked > self.outbox.close_number:
+            self._end_after_writing(now)
+
+    def _end_after_writing(self, now: float) -> None:
+        """Both ends are said: end as soon as our last acknowledgement is written."""
+        self._timers.set(Timer.CLOSE, now)
+
+    def _on_seed(self, frame: frames.Seed, now: float) -> None:
+        raise RemoteProtocolError("signing was not agreed")
+
+    def _on_signature(self, frame: frames.Signature, now: float) -> None:
+        raise RemoteProtocolError("signing was not agreed")
+
+    # --- verbs ---------------------------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        """Refuse what can no longer be sent.
+
+        Raises:
+            ConnectionClosed: either side has closed.
+            PeerLost: the peer is gone.
+        """
+        if self.ended is not None:
+            raise self.ended
+        if self.state is not SessionState.OPEN:
+            raise ConnectionClosed("the connection is closing")
+
+    def send(self, data: bytes, priority: int, deadline: float | None) -> None:
+        """Queue a message; `check_open` and the queue's bound are the caller's.
+
+        Raises:
+            MessageTooLarge: over the limit.
+        """
+        self.outbox.queue_message(data, priority, deadline)
+
+    def next_message(self) -> tuple[bytes, Priority, Any] | None:
+        """Take the next message for the application."""
+        return self.inbox.next_message()
+
+    def send_datagram(self, data: bytes) -> bool:
+        """Queue a datagram; the oldest is dropped when too many wait.
+
+        Raises:
+            LocalProtocolError: longer than every path can carry.
+        """
+        if len(data) > DATAGRAM_LIMIT:
+            raise LocalProtocolError(f"a datagram has at most {DATAGRAM_LIMIT} bytes, this one {len(data)}")
+        self._datagrams.append(data)
+        self._datagram_bytes += len(data) + 64
+        dropped = False
+        while self._datagram_bytes > _DATAGRAMS_QUEUED:
+            self._datagram_bytes -= len(self._datagrams.popleft()) + 64
+            dropped = True
+        return not dropped
+
+    def ping(self, now: float) -> int:
+        """Ask the peer for an answer; the token comes back in `Ponged`."""
+        token = self._ping_token(now)
+        if self._active is not None:
+            self._active.control.append(frames.serialize_ping(token))
+        return token
+
+    def _ping_token(self, now: float) -> int:
+        token = self._next_token
+        self._next_token += 1
+        if len(self._pings) >= 64:
+            self._pings.pop(next(iter(self._pings)))
+        self._pings[token] = now
+        return token
+
+    def flush_mark(self) -> FlushMark:
+        """Remember what is queued now; ask `flushed` about it."""
+        self._ack_wanted = True
+        outbox = self.outbox
+        streams = [(s, s.sent + s.pending_bytes) for s in self.streams.by_id.values() if s.pending_bytes]
+        return FlushMark(list(outbox.queued_count), streams)
+
+    def flushed(self, mark: FlushMark) -> bool:
+        """Whether all that a mark covers is acknowledged."""
+        outbox = self.outbox
+        if mark.number is None:
+            written = all(done >= count for done, count in zip(outbox.done_count, mark.counts, strict=True))
+            if not written or any(s.sent < end and s.pending_bytes for s, end in mark.streams):
+                return False
+            mark.number = outbox.next_number
+        if outbox.acked < mark.number:
+            self._ack_wanted = True
+            return False
+        return True
+
+    def close_path(self, path_id: int) -> None:
+        """Tell the peer that a path is surplus."""
+        path = self._paths.get(path_id)
+        if path is not None:
+            path.control.append(frames.serialize_path_close())
+
+    def close(self, now: float) -> None:
+        """Send what is queued, then CLOSE; `SessionEnded` follows when the peer has it, or after a time-out."""
+        if self.state is SessionState.OPEN:
+            self.state = SessionState.CLOSING
+            self.outbox.queue_close(0)
+            self._timers.set(Timer.CLOSE, now + self._limits.close_timeout)
+
+    def abort(self, error: CrustError) -> None:
+        """End at once, without telling the peer."""
+        self._end(error)
+
+    # --- streams -------------------------------------------------------------------------------------------------
+
+    def open_stream(self, name: str, priority: int) -> StreamState:
+        """A new stream; the peer learns of it at the next write.
+
+        Raises:
+            LocalProtocolError: a name over 255 bytes.
+        """
+        if len(name.encode()) > 255:
+            raise LocalProtocolError("a stream's name has at most 255 bytes")
+        stream = self.streams.open_local(name, priority)
+        self.outbox.queue_stream(stream)
+        return stream
+
+    def write_stream(self, stream: StreamState, data: memoryview) -> None:
+        """Queue bytes of a stream.
+
+        Raises:
+            LocalProtocolError: its writing half is over.
+        """
+        if stream.sending is not Half.OPEN:
+            raise LocalProtocolError(f"stream {stream.name!r}: writing has {stream.sending.value} already")
+        if data:
+            stream.pending.append(data)
+            stream.pending_bytes += len(data)
+            self.outbox.queue_stream(stream)
+
+    def end_stream(self, stream: StreamState) -> None:
+        """Send FIN after what is queued."""
+        stream.change_sending(HalfInput.FIN)
+        self.outbox.queue_stream(stream)
+
+    def reset_stream(self, stream: StreamState, code: int = 0) -> None:
+        """Give the writing half up; what is queued is dropped."""
+        if not stream.end_sent:
+            stream.sending = Half.RESET
+            stream.drop_pending()
+            stream.reset_code = code
+            self.outbox.queue_stream(stream)
+
+    def stop_stream(self, stream: StreamState, code: int = 0) -> None:
+        """Tell the peer that we will not read on."""
+        if stream.receiving is Half.OPEN and not stream.remote_end:
+            stream.change_receiving(HalfInput.STOP)
+            stream.stop_code = code
+            self.outbox.queue_stream(stream)
+        unread = stream.ready_bytes
+        stream.chunks.clear()
+        stream.ready_bytes = 0
+        self.consume(stream, unread)
+
+    def consume(self, stream: StreamState, size: int) -> bool:
+        """The application took `size` bytes; returns whether there is credit to be told to the peer."""
+        stream.consumed += size
+        self.streams.forget_if_finished(stream)
+        window = self.streams.window
+        if stream.remote_end or stream.consumed + window - stream.granted < window >> 2:
+            return False
+        stream.granted = stream.consumed + window
+        self._stream_credits.add(stream)
+        return True
+
+    # --- time and events -----------------------------------------------------------------------------------------
+
+    def next_timeout(self) -> float | None:
+        """When `handle_timeout` wants to be called."""
+        return self._timers.next_timeout()
+
+    def next_event(self) -> SessionEvent | None:
+        """The oldest event that was not taken."""
+        return self._events.popleft() if self._events else None
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due."""
+        for name in self._timers.pop_due(now):
+            if self.state is SessionState.ENDED:
+                return
+            if name is Timer.ACK:
+                self._ack_due = True
+            elif name is Timer.STALL:
+                self._stalled(now)
+            elif name is Timer.CLOSE:
+                self._close_overdue()
+            elif name is Timer.RESUME:
+                self._end(PeerLost(None, "no path came up again in time"))
+            elif isinstance(name, tuple):
+                self._path_timer(name[0], name[1], now)
+
+    def _stalled(self, now: float) -> None:
+        path = self._active
+        if path is None or not self.outbox.retained_bytes:
+            return
+        self._timers.set(Timer.STALL, now + STALL_AGAIN)
+        if now - path.last_heard < max(3 * path.rtt, STALL_LEAST):
+            return  # it speaks, so it lives: the peer is merely slow to acknowledge
+        path.suspect = True
+        self._probe(path, now)
+        self._events.append(PathStalled(path.id))
+        self._choose_active(now)
+
+    def _probe(self, path: _Path, now: float) -> None:
+        if (Timer.DEADLINE, path.id) in self._timers:
+            return
+        path.probed_at = now
+        path.control.append(frames.serialize_ping(self._ping_token(now)))
+        deadline = min(now + self._limits.path_timeout, path.last_heard + self._limits.inactivity_timeout)
+        self._timers.set((Timer.DEADLINE, path.id), max(deadline, now))
+
+    def probe(self, path_id: int, now: float) -> None:
+        """Ask whether a path still answers; `PathDead` follows when it does not."""
+        path = self._paths.get(path_id)
+        if path is not None:
+            self._probe(path, now)
+
+    def _path_timer(self, timer: Timer, path_id: int, now: float) -> None:
+        path = self._paths.get(path_id)
+        if path is None:
+            return
+        if timer is Timer.HEARTBEAT:
+            due = path.last_heard + self._limits.heartbeat
+            if due <= now:
+                self._probe(path, now)
+                due = now + self._limits.heartbeat
+            self._timers.set((Timer.HEARTBEAT, path_id), due)
+        elif path.probed_at is not None and path.last_heard <= path.probed_at:
+            self._events.append(PathDead(path_id, "no sign of life"))
+
+    def _close_overdue(self) -> None:
+        if self.remote_closed:
+            self._end(ConnectionClosed("the connection is closed"))
+        else:
+            self._end(PeerLost(None, "the peer did not confirm the end of the connection in time"))
+
+    def _end(self, error: CrustError) -> None:
+        if self.state is not SessionState.ENDED:
+            self.state = SessionState.ENDED
+            self.ended = error
+            self._timers.clear_all()
+            self._events.append(SessionEnded(error))
+
+
+_UNNUMBERED: Final[dict[type, Callable[[Session, _Path, Any, float], None]]] = {
+    frames.Ack: Session._on_ack,
+    frames.Credit: Session._on_credit,
+    frames.StreamCredit: Session._on_stream_credit,
+    frames.Ping: Session._on_ping,
+    frames.Pong: Session._on_pong,
+    frames.PathClose: Session._on_path_close,
+    frames.Datagram: Session._on_datagram,
+}
+
+_NUMBERED: Final[dict[type, Callable[[Session, Any, float], None]]] = {
+    frames.Messages: Session._on_messages,
+    frames.Fragment: Session._on_fragment,
+    frames.Abort: Session._on_abort,
+    frames.StreamOpen: Session._on_stream_open,
+    frames.StreamData: Session._on_stream_data,
+    frames.StreamFin: Session._on_stream_fin,
+    frames.StreamReset: Session._on_stream_reset,
+    frames.StreamStop: Session._on_stream_stop,
+    frames.Close: Session._on_close,
+    frames.Seed: Session._on_seed,
+    frames.Signature: Session._on_signature,
+}

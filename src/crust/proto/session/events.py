@@ -1,0 +1,51 @@
+"""What a session tells its front end."""
+
+from __future__ import annotations
+
+import msgspec
+
+from crust.errors import CrustError
+from crust.proto.session.streams import StreamState
+
+__all__ = ["DatagramReceived", "PathDead", "PathStalled", "Ponged", "SessionEnded", "SessionEvent", "StreamOpened"]
+
+
+class PathStalled(msgspec.Struct, frozen=True):
+    """Data make no progress on the active path: another dial is worth while."""
+
+    path_id: int
+
+
+class PathDead(msgspec.Struct, frozen=True):
+    """A path is to be closed: it gives no sign of life, or the peer calls it surplus."""
+
+    path_id: int
+    reason: str
+
+
+class StreamOpened(msgspec.Struct, frozen=True):
+    """The peer opened a stream."""
+
+    stream: StreamState
+
+
+class Ponged(msgspec.Struct, frozen=True):
+    """The answer to a PING."""
+
+    token: int
+    rtt: float
+
+
+class DatagramReceived(msgspec.Struct, frozen=True):
+    """A datagram of the application."""
+
+    data: bytes
+
+
+class SessionEnded(msgspec.Struct, frozen=True):
+    """The last event of a session."""
+
+    error: CrustError
+
+
+SessionEvent = PathStalled | PathDead | StreamOpened | Ponged | DatagramReceived | SessionEnded
