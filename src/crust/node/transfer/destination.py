@@ -1,6 +1,6 @@
 """The receiver's disk: compares what is there with what is offered, then writes. Everything here blocks.
 
-Nothing is created before `accept`, nothing is visible under its name before it is whole, and no path goes through a link.
+Nothing is created before `accept`, nothing is visible under its name before it is whole, no path goes through a link.
 """
 
 from __future__ import annotations
@@ -181,7 +181,6 @@ class Destination:
             TransferError: something cannot be read.
             TransferStopped: the transfer was given up meanwhile.
         """
-        self._hash_id = hash_id
         for found in self._found.values():
             path = shown(self.manifest.path(found.number))
             hasher = new_hasher(hash_id)
@@ -203,25 +202,26 @@ class Destination:
             found.digest = hasher.digest() if read == found.have else b""
             found.hasher = hasher
 
-    def accept(self, proofs: list[bytes]) -> bytes:
+    def accept(self, hash_id: HashId, proofs: list[bytes]) -> bytes:
         """Compare with the sender's hashes and make the folders; returns a byte for each item: 1 if it is the same.
 
         Raises:
             TransferConflictError: files exist with other content.
             TransferError: the disk fails.
         """
+        self._hash_id = hash_id
         conflicts: list[str] = []
         verdict = bytearray()
         for found, proof in zip(self._found.values(), proofs, strict=True):
             same = found.digest == proof
-            verdict.append(same)
+            verdict.append(int(same))
             if found.whole and not same and not self._overwrite:
                 conflicts.append(self.manifest.path(found.number))
         if conflicts:
             raise _conflict(conflicts)
         self._make_folders()
-        for found, same in zip(self._found.values(), verdict, strict=True):
-            if same:
+        for found, kept in zip(self._found.values(), verdict, strict=True):
+            if kept:
                 self._keep(found)
             elif not found.whole:
                 self._staging.remove(os.path.basename(found.location))
@@ -409,7 +409,9 @@ class Destination:
             os.replace(location, target)
         except OSError as error:
             if error.errno == errno.EXDEV:
-                raise TransferError(f"{path} lies on another disk than the destination: receive into that folder") from error
+                raise TransferError(
+                    f"{path} lies on another disk than the destination: receive into that folder"
+                ) from error
             raise file_error(error, path, "written") from error
 
     def _arrived(self, count: int) -> None:

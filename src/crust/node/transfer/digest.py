@@ -7,7 +7,17 @@ import hashlib
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-__all__ = ["CLAIM_PREFIX", "DIGEST_BYTES", "HashId", "Hasher", "choose_hash", "claim", "digest", "new_hasher", "supported"]
+__all__ = [
+    "CLAIM_PREFIX",
+    "DIGEST_BYTES",
+    "HashId",
+    "Hasher",
+    "choose_hash",
+    "claim",
+    "digest",
+    "new_hasher",
+    "supported",
+]
 
 DIGEST_BYTES: Final = 32
 CLAIM_PREFIX: Final = b"crust-file-v1\0"
@@ -23,8 +33,12 @@ class HashId(enum.IntEnum):
 class Hasher(Protocol):
     """What we use of a `hashlib` object."""
 
-    def update(self, data: Any, /) -> Any: ...
-    def digest(self) -> bytes: ...
+    def update(self, data: Any, /) -> Any:
+        """Add bytes."""
+
+    def digest(self) -> bytes:
+        """The hash of all bytes so far."""
+        ...
 
 
 _blake3: Callable[..., Hasher] | None

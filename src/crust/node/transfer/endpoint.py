@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from crust.errors import CrustError, RemoteProtocolError
 from crust.node.transfer.error import TransferError, TransferInterruptedError, TransferRefusedError
 from crust.node.transfer.frame import HEADER, Frame, failure, parse_failure, parse_header
 
-__all__ = ["STREAM_NAME", "TransferConnection", "TransferStream", "read_frame", "say_failure", "wire_error"]
+if TYPE_CHECKING:
+    from crust.node.connection import Connection
+    from crust.node.stream import Stream
+
+__all__ = ["STREAM_NAME", "end_tasks", "read_frame", "say_failure", "wire_error"]
 
 STREAM_NAME: Final = "crust/files"
 
@@ -18,29 +22,7 @@ _FAREWELL_SECONDS: Final = 1.0
 _READ_BYTES: Final = 64 << 10
 
 
-class TransferStream(Protocol):
-    """What a transfer uses of `crust.node.stream.Stream`."""
-
-    name: str
-
-    async def read(self, n: int = -1) -> bytes: ...
-    def write(self, data: bytes) -> None: ...
-    async def drain(self) -> None: ...
-    async def close(self) -> None: ...
-
-
-class TransferConnection(Protocol):
-    """What a transfer uses of `crust.node.connection.Connection`."""
-
-    @property
-    def peer(self) -> Any: ...
-    async def open_stream(self, name: str = "", *, priority: Any = ...) -> Any: ...
-    async def send(self, data: bytes, *, priority: Any = ...) -> None: ...
-    async def receive(self) -> Any: ...
-    async def flush(self) -> None: ...
-
-
-async def _read_exactly(stream: TransferStream, count: int) -> bytes:
+async def _read_exactly(stream: Stream, count: int) -> bytes:
     """Read so many bytes; holds no more than what came, whatever the stranger says will come."""
     data = bytearray()
     while len(data) < count:
@@ -51,7 +33,7 @@ async def _read_exactly(stream: TransferStream, count: int) -> bytes:
     return bytes(data)
 
 
-async def read_frame(stream: TransferStream, expected: Frame, *, speaker: str) -> bytes:
+async def read_frame(stream: Stream, expected: Frame, *, speaker: str) -> bytes:
     """Read a frame of the type that must come now; returns its body.
 
     Raises:
@@ -79,7 +61,7 @@ def wire_error(error: BaseException) -> TransferError | None:
     return TransferError("an internal error")
 
 
-async def say_failure(connection: TransferConnection, stream: TransferStream, error: TransferError) -> None:
+async def say_failure(connection: Connection, stream: Stream, error: TransferError) -> None:
     """Tell the other side why we stop, as well as that is possible within a moment."""
     try:
         async with asyncio.timeout(_FAREWELL_SECONDS):
@@ -87,3 +69,15 @@ async def say_failure(connection: TransferConnection, stream: TransferStream, er
             await connection.flush()
     except (CrustError, TimeoutError):
         pass
+
+
+async def end_tasks(*tasks: asyncio.Future[Any] | None) -> None:
+    """Cancel tasks, wait until they are over, and let nobody complain that their errors were not looked at."""
+    live = [task for task in tasks if task is not None]
+    for task in live:
+        task.cancel()
+    if live:
+        await asyncio.wait(live)
+    for task in live:
+        if not task.cancelled():
+            task.exception()

@@ -165,7 +165,9 @@ class Offer:
             raise RemoteProtocolError("a truncated OFFER")
         version, hashes, _flags = _OFFER.unpack_from(body)
         if version != VERSION:
-            raise RemoteProtocolError(f"the sender speaks version {version} of file transfer, this is version {VERSION}")
+            raise RemoteProtocolError(
+                f"the sender speaks version {version} of file transfer, this is version {VERSION}"
+            )
         return cls(hashes, body[_OFFER.size :])
 
 

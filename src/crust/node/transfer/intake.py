@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from crust.errors import RemoteProtocolError
 from crust.node.transfer.destination import Destination
 from crust.node.transfer.digest import DIGEST_BYTES
@@ -21,26 +19,28 @@ class Intake:
     """
 
     def __init__(self, destination: Destination) -> None:
-        self.finished = False
+        self._finished = False
         self._destination = destination
         self._buffer = bytearray()  # a frame of which only a part has come
         self._data_left = 0  # of a DATA that is being passed on
 
-    def consume(self, chunks: Iterator[bytes]) -> bytes:
-        """Take chunks until DONE; returns the hash over all hashes.
+    def done(self) -> bytes:
+        """The stream has ended; returns the hash over the hashes of all files.
+
+        Raises:
+            RemoteProtocolError: it ended too soon.
+        """
+        if not self._finished:
+            raise RemoteProtocolError("the stream of the transfer ended too soon")
+        return self._destination.done()
+
+    def feed(self, chunk: bytes) -> None:
+        """Take some bytes, split anywhere.
 
         Raises:
             RemoteProtocolError: the sender broke the protocol.
             TransferError: the disk failed, or the sender gave up.
         """
-        for chunk in chunks:
-            self.feed(chunk)
-            if self.finished:
-                return self._destination.done()
-        raise RemoteProtocolError("the stream of the transfer ended too soon")
-
-    def feed(self, chunk: bytes) -> None:
-        """Take some bytes, split anywhere."""
         view = memoryview(chunk)
         while view:
             if self._data_left:
@@ -88,7 +88,7 @@ class Intake:
 
     def _handle(self, kind: Frame, body: memoryview) -> None:
         destination = self._destination
-        if self.finished:
+        if self._finished:
             raise RemoteProtocolError(f"a {kind.name} after the end")
         if kind is Frame.WHOLE:
             if len(body) < WHOLE.size:
@@ -104,7 +104,7 @@ class Intake:
                 raise RemoteProtocolError("an END of the wrong length")
             destination.end(bytes(body))
         elif kind is Frame.DONE:
-            self.finished = True
+            self._finished = True
         elif kind is Frame.FAIL:
             failed = parse_failure(bytes(body), "sender")
             if failed.kind is not FailureKind.INTERRUPTED:

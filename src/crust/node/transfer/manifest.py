@@ -1,12 +1,12 @@
 """The list of what a transfer carries, as records and as bytes.
 
-An entry has a single name and the number of its folder, never a path: a name that leads out of its folder cannot be
-written down. Everything here is fed by strangers; `parse_manifest` raises RemoteProtocolError and nothing else.
+An entry has a single name and the number of its folder, never a path: a way out of the folder cannot be written down.
+Everything here is fed by strangers; `parse_manifest` raises RemoteProtocolError and nothing else.
 
-    count u32 | count x (flags u8, folder u32, size u64, mtime i64, name length u8) | the names, UTF-8, one after another
+    count u32 | count x (flags u8, folder u32, size u64, mtime i64, name length u8) | the names, UTF-8, end to end
 
-Numbers are big-endian. flags: 1 folder, 2 executable. `folder` is 0 for the top, else 1 + the number of an earlier entry.
-`mtime` is in nanoseconds since 1970. A folder's size is 0.
+Numbers are big-endian. flags: 1 folder, 2 executable. `folder` is 0 for the top, else 1 + the number of an earlier
+entry. `mtime` is in nanoseconds since 1970. A folder's size is 0.
 """
 
 from __future__ import annotations

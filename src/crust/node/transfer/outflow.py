@@ -55,6 +55,7 @@ class Outflow:
             TransferError: a file vanished or changed, or cannot be read.
         """
         self._hash_id = plan.hash_id
+        self._progress.phase = "checking"
         self._progress.check_bytes = sum(item.have for item in plan.items)
         proofs = bytearray()
         for item in plan.items:

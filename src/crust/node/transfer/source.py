@@ -86,13 +86,11 @@ class Source:
 
 
 def _same(status: os.stat_result, entry: Entry) -> bool:
-    return (
-        stat.S_ISREG(status.st_mode) and status.st_size == entry.size and status.st_mtime_ns == entry.mtime_ns
-    )
+    return stat.S_ISREG(status.st_mode) and status.st_size == entry.size and status.st_mtime_ns == entry.mtime_ns
 
 
 def hash_prefix(descriptor: int, length: int, hasher: Hasher) -> Iterator[int]:
-    """Feed the first bytes of a file to a hash object; yields how much came with each step, and ends early at its end."""
+    """Feed the first bytes of a file to a hash object; yields how much came with each step, may end too early."""
     buffer = memoryview(bytearray(min(_HASH_CHUNK, max(length, 1))))
     with os.fdopen(os.dup(descriptor), "rb", buffering=0) as file:
         file.seek(0)

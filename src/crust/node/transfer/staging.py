@@ -2,9 +2,9 @@
 
     DESTINATION/.crust-partial/.PEER/.PATHTAG-STATETAG
 
-PATHTAG stands for the file's path in the transfer, STATETAG for its size, time and mode at the sender: what is left of an
-earlier transfer is continued only if both are the same, and only after its bytes were compared by hash. One transfer at a
-time holds a peer's folder, by a lock that ends with the process.
+PATHTAG stands for the file's path in the transfer, STATETAG for its size, time and mode at the sender: what is left of
+an earlier transfer is continued only if both are the same, and only after its bytes were compared by hash. One transfer
+at a time holds a peer's folder, by a lock that ends with the process.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import contextlib
 import hashlib
 import os
 import stat
+import sys
 import time
 from typing import Final
 
 from crust.node.transfer.error import TransferError, TransferRefusedError
 from crust.node.transfer.manifest import STAGING_NAME, Entry
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows: an open file cannot be replaced there, so a second transfer fails by itself
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Staging", "partial_name"]
 
@@ -72,22 +71,28 @@ class Staging:
                     os.mkdir(path, 0o700)
                 if not stat.S_ISDIR(os.lstat(path).st_mode):
                     raise TransferRefusedError(f"{path} is no folder", public="the destination cannot be used")
-            if fcntl is None:
+            if self._try_lock():
                 return
+        raise TransferRefusedError("other transfers of the same peer keep starting")
+
+    def _try_lock(self) -> bool:
+        """Take the lock; False if the folder was removed by who had it before."""
+        if sys.platform != "win32":  # an open file cannot be replaced on Windows: a second transfer fails by itself
             self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 self._unlock()
                 raise TransferRefusedError("another transfer of the same peer is under way") from None
-            # Whoever held the lock before may have removed the folder on its way out.
             try:
-                if os.path.samestat(os.stat(self.path), os.fstat(self._lock)):
-                    return
+                same = os.path.samestat(os.stat(self.path), os.fstat(self._lock))
             except FileNotFoundError:
-                pass
-            self._unlock()
-        raise TransferRefusedError("other transfers of the same peer keep starting")
+                same = False
+            if not same:
+                self._unlock()
+            return same
+        else:  # noqa: RET505 - for mypy, which looks at one platform at a time
+            return True
 
     def _unlock(self) -> None:
         if self._lock is not None:

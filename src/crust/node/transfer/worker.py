@@ -7,10 +7,10 @@ import contextlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar
 
-__all__ = ["ThreadSink", "ThreadSource", "run_in_thread"]
+__all__ = ["DiskThread", "ThreadSource", "run_in_thread"]
 
 T = TypeVar("T")
 
@@ -119,64 +119,87 @@ class ThreadSource(Generic[T]):
             _call(self._loop, _settle, waiter, None)
 
 
-class ThreadSink(Generic[T]):
-    """Hands chunks of bytes to a function in a thread, which takes them from an iterator.
+class DiskThread:
+    """One thread that does what it is told, one thing after another, so that what it works on needs no lock.
 
     Args:
-        consume: runs in the thread; its return value is that of `finish`.
-        most_bytes: given but not yet taken, before `feed` waits.
+        most_bytes: given by `feed` but not yet done, before `feed` waits.
+
+    Attributes:
+        failed: raises the first error of what `feed` handed over, as soon as there is one.
     """
 
-    def __init__(self, consume: Callable[[Iterator[bytes]], T], *, most_bytes: int = 4 << 20) -> None:
+    def __init__(self, *, most_bytes: int = 4 << 20) -> None:
         self._loop = asyncio.get_running_loop()
-        self._consume = consume
         self._most_bytes = most_bytes
-        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any] | None, int] | None]
+        self._queue = queue.SimpleQueue()
         self._given = 0
         self._taken = 0
+        self._broken = False
         self._waiter: asyncio.Future[None] | None = None
-        self.result: asyncio.Future[T] = self._loop.create_future()
-        """What the function returned or raised, as soon as it has."""
-        self.result.add_done_callback(_look_at)  # an error after `stop` is of interest to nobody
-        _start(self._work, "sink")
+        self.failed: asyncio.Future[None] = self._loop.create_future()
+        self.failed.add_done_callback(_look_at)
+        _start(self._work, "disk")
 
-    async def feed(self, chunk: bytes) -> None:
-        """Hand over a chunk, waiting for room.
+    async def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Await a call behind everything that was handed over before. A cancel does not stop the call."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        future.add_done_callback(_look_at)
+        self._queue.put((lambda: function(*args), future, 0))
+        value = await future
+        if self.failed.done():
+            self.failed.result()
+        return value
+
+    async def feed(self, function: Callable[[bytes], None], chunk: bytes) -> None:
+        """Hand over a call with a chunk of bytes; waits only while too many are under way.
 
         Raises:
-            Exception: whatever the function raised.
+            Exception: the first one that such a call raised; none is made after it.
         """
         self._given += len(chunk)
-        self._queue.put(chunk)
-        while self._given - self._taken > self._most_bytes and not self.result.done():
+        self._queue.put((lambda: function(chunk), None, len(chunk)))
+        while self._given - self._taken > self._most_bytes and not self.failed.done():
             self._waiter = self._loop.create_future()
             if self._given - self._taken > self._most_bytes:
-                await asyncio.wait((self._waiter, self.result), return_when=asyncio.FIRST_COMPLETED)
+                await self._waiter
             self._waiter = None
-        if self.result.done():
-            self.result.result()
+        if self.failed.done():
+            self.failed.result()
 
-    async def finish(self) -> T:
-        """End the iterator and wait for the function."""
-        self.stop()
-        return await asyncio.shield(self.result)
-
-    def stop(self) -> None:
-        """End the iterator."""
+    def end(self, function: Callable[[], object]) -> None:
+        """Let the thread end after a last call."""
+        self._queue.put((function, None, -1))
         self._queue.put(None)
 
-    def _chunks(self) -> Iterator[bytes]:
-        while (chunk := self._queue.get()) is not None:
-            yield chunk
-            self._taken += len(chunk)
-            waiter = self._waiter
-            if waiter is not None and self._given - self._taken <= self._most_bytes // 2:
-                _call(self._loop, _settle, waiter, None)
-
     def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            function, future, size = item
+            if future is not None:
+                self._run(function, future)
+            elif size < 0:
+                with contextlib.suppress(Exception):
+                    function()
+            elif not self._broken:
+                self._run_fed(function)
+            if size > 0:
+                self._taken += size
+                waiter = self._waiter
+                if waiter is not None and self._given - self._taken <= self._most_bytes // 2:
+                    _call(self._loop, _settle, waiter, None)
+
+    def _run(self, function: Callable[[], Any], future: asyncio.Future[Any]) -> None:
         try:
-            value = self._consume(self._chunks())
-        except BaseException as error:  # handed on to who feeds
-            _call(self._loop, _settle, self.result, error)
+            value = function()
+        except BaseException as error:  # handed on to who waits
+            _call(self._loop, _settle, future, error)
         else:
-            _call(self._loop, _settle, self.result, None, value)
+            _call(self._loop, _settle, future, None, value)
+
+    def _run_fed(self, function: Callable[[], Any]) -> None:
+        try:
+            function()
+        except BaseException as error:  # handed on to who feeds
+            self._broken = True
+            _call(self._loop, _settle, self.failed, error)
