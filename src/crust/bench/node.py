@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any
 
 import crust
 from crust.bench.process import UnsupportedError
@@ -84,7 +84,7 @@ class CrustRow(Row):
             **self._limits,
         )
         node = crust.Node(config=config)
-        await node.__aenter__()
+        await node.start()
         self._nodes.append(node)
         return node
 
@@ -123,7 +123,7 @@ class _Link:
         self.send = connection.send
 
     async def receive(self) -> bytes:
-        return cast("bytes", (await self._connection.receive()).data)
+        return (await self._connection.receive()).data
 
     async def close(self) -> None:
         await self._connection.close()

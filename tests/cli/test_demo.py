@@ -1,0 +1,142 @@
+"""`crust demo`: everything arrives as it was sent, nothing is left behind, an interruption ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crust.cli import demo
+from crust.cli.output import CommandError
+
+CRUST = [sys.executable, "-c", "import sys; from crust.cli import main; sys.exit(main())"]
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Temporary files and settings go where the test can see them."""
+    return {**os.environ, "TMPDIR": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
+def test_one_json_object_tells_that_all_went_well(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*CRUST, "demo", "--json"], capture_output=True, text=True, timeout=55, env=environment(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    record = json.loads(line)
+    assert record["hashes_equal"] is True
+    assert record["files"] >= 200
+    assert record["bytes"] > 1_000_000
+    assert record["mb_s"] > 0
+    assert 0 < record["connect_ms"] < 5000
+    assert 0 < record["overtook_ms"] < 5000
+    assert record["path"]["kind"] == "direct"
+    assert record["path"]["transport"] in ("tcp", "utp")
+    assert record["path"]["remote"].startswith("127.0.0.1:")
+    assert list(tmp_path.iterdir()) == []
+    assert "The copy is identical." in done.stderr
+
+
+def test_story_for_people(tmp_path: Path) -> None:
+    done = subprocess.run([*CRUST, "demo"], capture_output=True, text=True, timeout=55, env=environment(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    titles = [line for line in done.stdout.splitlines() if line[:1].isdigit()]
+    assert titles == ["1  Two keys", "2  Ada dials Ben", "3  A folder", "4  Urgent messages overtake"]
+    assert "The copy is identical." in done.stdout
+    assert "{" not in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize("moment", ["1  Two keys", "2  Ada dials Ben", "3  A folder", "4  Urgent messages overtake"])
+async def test_interrupt_leaves_nothing_behind(tmp_path: Path, moment: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *CRUST,
+        "demo",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**environment(tmp_path), "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    while (line := await process.stdout.readline()).decode().strip() != moment:
+        assert line, await process.stderr.read()
+    started = children(process.pid)
+    assert len(started) == 1
+    os.kill(process.pid, signal.SIGINT)
+    async with asyncio.timeout(2.5):
+        assert await process.wait() == 130
+    assert await process.stderr.read() == b""
+    async with asyncio.timeout(2):
+        while alive(started[0]):
+            await asyncio.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_library_is_sent_without_what_was_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, size in (
+        ("site-packages/big.py", 50),
+        ("json/a.py", 10),
+        ("json/b.py", 10),
+        ("os.py", 15),
+        ("test/x", 70),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(size))
+    (tmp_path / "link.py").symlink_to(tmp_path / "os.py")
+    monkeypatch.setattr(demo.sysconfig, "get_path", lambda _name: str(tmp_path))
+    assert demo._standard_library(1000) == ([tmp_path / "json", tmp_path / "os.py", tmp_path / "test"], 4, 105)
+    assert demo._standard_library(40) == ([tmp_path / "json", tmp_path / "os.py"], 3, 35)
+    with pytest.raises(CommandError, match="nothing to send"):
+        demo._standard_library(5)
+
+
+def test_library_in_a_zip_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    archive = tmp_path / "python311.zip"
+    archive.write_bytes(b"PK")
+    monkeypatch.setattr(demo.sysconfig, "get_path", lambda _name: str(archive))
+    with pytest.raises(CommandError, match="no folder"):
+        demo._standard_library(1000)
+
+
+def test_tree_hash_sees_names_contents_and_places(tmp_path: Path) -> None:
+    def tree(name: str, files: dict[str, bytes]) -> Path:
+        for path, content in files.items():
+            place = tmp_path / name / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+        return tmp_path / name
+
+    reference = tree("a", {"x/1": b"one", "x/y/2": b"two", "3": b"three"})
+    same = tree("b", {"3": b"three", "x/y/2": b"two", "x/1": b"one"})
+    (same / "x" / "link").symlink_to("1")
+    assert demo._tree_hash(reference, ["x", "3"]) == demo._tree_hash(same, ["3", "x"])
+    for files in (
+        {"x/1": b"one", "x/y/2": b"two", "3": b"thr33"},
+        {"x/1": b"one", "x/z/2": b"two", "3": b"three"},
+        {"x/1": b"two", "x/y/2": b"one", "3": b"three"},
+        {"x/1": b"one", "x/y/2": b"two", "x/3": b"three", "3": b"three"},
+    ):
+        other = tree(f"c{len(list(tmp_path.iterdir()))}", files)
+        assert demo._tree_hash(reference, ["x", "3"]) != demo._tree_hash(other, ["x", "3"])
