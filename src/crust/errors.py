@@ -1,23 +1,23 @@
 """Every error that Crust raises, as one tree.
 
-    CrustError
-    ├── ConfigError                 a setting that cannot be used
-    ├── IdentityError               a key file that cannot be read, written or trusted
-    ├── ParseError (ValueError)     a mistyped PeerId, contact or target
-    ├── LocalProtocolError          this program used the API in a way that cannot work
-    │   └── MessageTooLarge
-    ├── RemoteProtocolError         the peer broke the protocol
-    ├── ConnectError                a dial that failed; `.report` tells how
-    │   ├── NoPathError             nothing answered
-    │   ├── NotAuthenticError       something answered, but not this key: wrong key, or not Crust
-    │   ├── NetworkMismatchError    the peer belongs to another network
-    │   ├── RefusedError            the peer does not want us
-    │   └── SelfDialError           the target is this very node
-    ├── ConnectionClosed            orderly end of a connection
-    ├── PeerLost                    the peer is gone and did not come back (also an event)
-    ├── StreamResetError            the peer gave a stream up
-    └── ReceiptError                a receipt that proves nothing
-        └── ReceiptUnavailable      lost before it was signed
+CrustError
+├── ConfigError                 a setting that cannot be used
+├── IdentityError               a key file that cannot be read, written or trusted
+├── ParseError (ValueError)     a mistyped PeerId, contact or target
+├── LocalProtocolError          this program used the API in a way that cannot work
+│   └── MessageTooLarge
+├── RemoteProtocolError         the peer broke the protocol
+├── ConnectError                a dial that failed; `.report` tells how
+│   ├── NoPathError             nothing answered
+│   ├── NotAuthenticError       something answered, but not this key: wrong key, or not Crust
+│   ├── NetworkMismatchError    the peer belongs to another network
+│   ├── RefusedError            the peer does not want us
+│   └── SelfDialError           the target is this very node
+├── ConnectionClosed            orderly end of a connection
+├── PeerLost                    the peer is gone and did not come back (also an event)
+├── StreamResetError            the peer gave a stream up
+└── ReceiptError                a receipt that proves nothing
+    └── ReceiptUnavailable      lost before it was signed
 """
 
 from __future__ import annotations

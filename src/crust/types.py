@@ -6,7 +6,17 @@ import enum
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Attempt", "Candidate", "CandidateKind", "Path", "PathKind", "Priority", "Report", "Transport", "format_address"]
+__all__ = [
+    "Attempt",
+    "Candidate",
+    "CandidateKind",
+    "Path",
+    "PathKind",
+    "Priority",
+    "Report",
+    "Transport",
+    "format_address",
+]
 
 Transport = Literal["tcp", "utp"]
 PathKind = Literal["direct", "mapped", "punched", "relayed"]

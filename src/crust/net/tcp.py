@@ -12,10 +12,23 @@ import socket
 import sys
 from typing import Any, Final, Protocol
 
-__all__ = ["ReadBuffer", "StreamConsumer", "TcpStream", "dial_tcp", "raise_descriptor_limit", "tune_socket"]
+__all__ = [
+    "ReadBuffer",
+    "StreamConsumer",
+    "TcpStream",
+    "WriteBuffers",
+    "dial_tcp",
+    "raise_descriptor_limit",
+    "tune_socket",
+]
 
 READ_BUFFER_BYTES: Final = 512 * 1024
 """Large enough for a few records a read; shared, so its size does not count for each connection."""
+
+WRITE_BUFFER_BYTES: Final = 336 * 1024
+"""Room for the largest group: a control record and four payload records of 64 KiB, sealed."""
+
+WRITE_BUFFERS_KEPT: Final = 4
 
 NOTSENT_LOWAT_BYTES: Final = 128 * 1024
 """Unsent bytes in the kernel beyond which it calls a socket not writable: priorities cannot overtake those."""
@@ -51,6 +64,26 @@ class ReadBuffer:
         # A proactor keeps the buffer until the read is done, so there streams cannot share one.
         self.shared = type(loop).__name__ != "ProactorEventLoop"
         self.view = memoryview(bytearray(READ_BUFFER_BYTES))
+
+
+class WriteBuffers:
+    """Buffers to seal into, used again and again: a fresh one of this size costs its page faults each time."""
+
+    __slots__ = ("_free",)
+
+    def __init__(self) -> None:
+        self._free: list[memoryview] = []
+
+    def take(self, size: int) -> memoryview:
+        """A buffer of at least `size` bytes."""
+        if size > WRITE_BUFFER_BYTES:
+            return memoryview(bytearray(size))
+        return self._free.pop() if self._free else memoryview(bytearray(WRITE_BUFFER_BYTES))
+
+    def give_back(self, buffer: memoryview) -> None:
+        """The kernel has all of it."""
+        if len(buffer) == WRITE_BUFFER_BYTES and len(self._free) < WRITE_BUFFERS_KEPT:
+            self._free.append(buffer)
 
 
 class TcpStream(asyncio.BufferedProtocol):
@@ -128,8 +161,8 @@ class TcpStream(asyncio.BufferedProtocol):
 
     # --- for consumers -------------------------------------------------------------------------------------------
 
-    def write(self, data: bytes | bytearray) -> None:
-        """Hand bytes to the kernel; look at `writable` before the next."""
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Hand bytes to the kernel. They must not change until `writable` is (again) true."""
         if self._transport is not None:
             self._transport.write(data)
 

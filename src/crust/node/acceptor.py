@@ -17,6 +17,7 @@ from typing import Any, Final
 from crust.config import parse_listen
 from crust.crypto.keys import PeerId
 from crust.errors import ConfigError, CrustError, PeerLost, RemoteProtocolError
+from crust.net.clock import monotonic
 from crust.net.tcp import TcpStream
 from crust.node.connection import Connection
 from crust.node.core import Core
@@ -84,7 +85,7 @@ class Inbound:
         self._future: asyncio.Future[Connection] | None = None
         self._groups: Groups = []
         self._deadline: asyncio.TimerHandle | None = None
-        self._opened_at = self._sent_at = core.loop.time()
+        self._opened_at = self._sent_at = monotonic()
         self.stream = TcpStream(core.buffer, self)
 
     # --- StreamConsumer ------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ class Inbound:
     def _handshake_received(self, data: bytes) -> None:
         handshake = self._handshake
         assert handshake is not None
-        first = handshake.receive_data(data, self._core.loop.time())
+        first = handshake.receive_data(data, monotonic())
         if handshake.discarding:
             assert handshake.reason is not None
             self._core.stats.count(f"handshake.{handshake.reason.value}")
@@ -167,7 +168,7 @@ class Inbound:
         self._codec = self._core.codec(self._result)
         self._stage = _Stage.PROVING
         self._set_deadline(self._core.config.handshake_timeout)
-        self._sent_at = self._core.loop.time()
+        self._sent_at = monotonic()
         self.stream.write(data)
 
     async def accept_incoming(self) -> Connection:
@@ -205,7 +206,7 @@ class Inbound:
     def _first_records(self, data: memoryview) -> int:
         assert self._codec is not None
         assert self._result is not None
-        now = self._core.loop.time()
+        now = monotonic()
         try:
             groups, used = self._codec.receive_data(data, now)
             if not groups:
@@ -243,7 +244,7 @@ class Inbound:
         group.add(frames.serialize_gone(nonce, code))
         finished = group.finish()
         assert finished is not None
-        self.stream.write(self._codec.seal([finished], self._core.loop.time()))
+        self.stream.write(self._codec.seal([finished], monotonic()))
         self._core.stats.count("handshake.session_gone")
         self._end()
         self.stream.close()
@@ -282,7 +283,7 @@ class Inbound:
     def _become_path(self, connection: Connection, *, new: bool) -> None:
         codec = self._codec
         assert codec is not None
-        now = self._core.loop.time()
+        now = monotonic()
         self._end()
         path = self._core.add_path(
             connection, self.stream, codec, kind="direct", rtt=now - self._sent_at, at_ms=(now - self._opened_at) * 1000
@@ -549,5 +550,3 @@ def _bind(host: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
-
-

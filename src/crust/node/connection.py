@@ -15,11 +15,11 @@ from crust.crypto.keys import PeerId
 from crust.errors import (
     ConnectionClosed,
     CrustError,
-    LocalProtocolError,
     MessageTooLarge,
     PeerLost,
     RemoteProtocolError,
 )
+from crust.net.clock import monotonic
 from crust.node.message import Message
 from crust.node.path import TcpPath
 from crust.node.stream import Stream
@@ -61,6 +61,7 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_accepted_streams",
+        "_blocked",
         "_datagrams",
         "_ended",
         "_history",
@@ -91,6 +92,7 @@ class Connection:
         self._shown_path: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._pump_due = False
+        self._blocked = False  # the last path that was written to takes no more at present
         self._senders: dict[int, deque[asyncio.Future[None]]] | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._pings: dict[int, asyncio.Future[float]] | None = None
@@ -143,13 +145,13 @@ class Connection:
             raise MessageTooLarge(f"a message of {len(data)} bytes; at most {session.max_message_bytes} are taken")
         if outbox.queued_bytes[priority] >= self._queue_limit or self._senders is not None:
             await self._wait_for_room(priority)
-        outbox.queue_message(data, priority, None if expires_in is None else self._loop.time() + expires_in)
+        outbox.queue_message(data, priority, None if expires_in is None else monotonic() + expires_in)
         # The first message of a loop's turn goes out at once, those behind it together.
         if not self._pump_due:
             self._pump_due = True
             self._loop.call_soon(self._pump_soon)
             self.pump()
-        elif outbox.queued_total >= _WRITE_AT_ONCE:
+        elif outbox.queued_total >= _WRITE_AT_ONCE and not self._blocked:
             self.pump()
 
     async def _wait_for_room(self, priority: int) -> None:
@@ -273,7 +275,7 @@ class Connection:
             raise self.session.ended
         if self._pings is None:
             self._pings = {}
-        token = self.session.ping(self._loop.time())
+        token = self.session.ping(monotonic())
         answer = self._pings[token] = self._loop.create_future()
         self.pump()
         try:
@@ -399,7 +401,7 @@ class Connection:
 
         Cancellation: closing goes on in the background.
         """
-        self.session.close(self._loop.time())
+        self.session.close(monotonic())
         self.pump()
         while self.session.ended is None:
             await self._wait()
@@ -419,7 +421,7 @@ class Connection:
 
     def now(self) -> float:
         """Monotonic seconds of the event loop."""
-        return self._loop.time()
+        return monotonic()
 
     def _schedule_pump(self) -> None:
         if not self._pump_due:
@@ -432,7 +434,7 @@ class Connection:
 
     def pump(self) -> None:
         """Write what the session has to say, hand out its events, arm the timer."""
-        now = self._loop.time()
+        now = monotonic()
         session = self.session
         for path in tuple(self._paths.values()):
             self._write(path, now)
@@ -445,16 +447,21 @@ class Connection:
         self._arm()
 
     def _write(self, path: TcpPath, now: float) -> None:
-        next_group = self.session.next_group
+        session = self.session
         written = 0
+        self._blocked = True
         while path.writable:
-            group = next_group(path.id, now)
+            group = session.next_group(path.id, now)
             if group is None:
+                self._blocked = False
                 return
             path.write([group], now)
             written += len(group[0])
             for payload in group[1]:
                 written += len(payload)
+            if not session.more:
+                self._blocked = not path.writable
+                return
             if written >= _PUMP_BYTES:
                 self._schedule_pump()
                 return
@@ -473,7 +480,7 @@ class Connection:
 
     def _on_timer(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = monotonic()
         for path in self._paths.values():
             path.idle()
         self.session.handle_timeout(now)
@@ -507,7 +514,7 @@ class Connection:
 
     def add_path(self, path: TcpPath, *, rank: int, rtt: float) -> None:
         """Take over a path whose handshake is done."""
-        now = self._loop.time()
+        now = monotonic()
         self._paths[path.id] = path
         self._history.append(path.info)
         del self._history[:-_PATHS_KEPT]
@@ -535,13 +542,13 @@ class Connection:
     def path_broken(self, path: TcpPath, error: RemoteProtocolError) -> None:
         """Bytes that are no records: the path ends, as an injected byte would do it; the session goes on."""
         self._owner.misbehaved(self, error)
-        self._drop_path(path.id, str(error), self._loop.time())
+        self._drop_path(path.id, str(error), monotonic())
         self.pump()
 
     def path_lost(self, path: TcpPath, reason: str) -> None:
         """The path's socket is gone."""
         if path.id in self._paths:
-            self._drop_path(path.id, reason, self._loop.time())
+            self._drop_path(path.id, reason, monotonic())
             self.pump()
 
     def _drop_path(self, path_id: int, reason: str, now: float) -> None:
@@ -565,8 +572,8 @@ class Connection:
         for path_id in list(self._paths):
             if path_id != active:
                 self.session.close_path(path_id)
-                self._write(self._paths[path_id], self._loop.time())
-                self._drop_path(path_id, "surplus", self._loop.time())
+                self._write(self._paths[path_id], monotonic())
+                self._drop_path(path_id, "surplus", monotonic())
 
     @property
     def path_count(self) -> int:

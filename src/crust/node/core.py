@@ -10,7 +10,8 @@ from collections.abc import Callable
 from crust.config import Config
 from crust.crypto.keys import Identity, PeerId
 from crust.errors import ConnectionClosed, CrustError, LocalProtocolError, PeerLost, RemoteProtocolError
-from crust.net.tcp import ReadBuffer, TcpStream
+from crust.net.clock import monotonic
+from crust.net.tcp import ReadBuffer, TcpStream, WriteBuffers
 from crust.node.connection import Connection
 from crust.node.events import Event, EventReader, PathChanged, PeerClosed, PeerConnected
 from crust.node.path import TcpPath
@@ -47,6 +48,7 @@ class Core:
         )
         self.stats = Stats()
         self.buffer = ReadBuffer(self.loop)
+        self.write_buffers = WriteBuffers()
         self.random = secrets.token_bytes
         self.seen = EphemeralCache()
         self.registry: Registry[Connection] = Registry(self.random)
@@ -67,7 +69,7 @@ class Core:
             side=0 if self.identity.id < peer else 1,
             limits=self.limits,
             random=self.random,
-            now=self.loop.time(),
+            now=monotonic(),
         )
         connection = Connection(self, peer, session, self.config.send_queue_bytes, report)
         self.registry.add(peer, connection)
@@ -76,13 +78,13 @@ class Core:
     def codec(self, result: HandshakeResult) -> RecordCodec:
         """The record layer for a finished handshake."""
         keys = KeyPair(result.root, result.send, result.receive)
-        return RecordCodec(keys, initiator=result.initiator, random=self.random, now=self.loop.time())
+        return RecordCodec(keys, initiator=result.initiator, random=self.random, now=monotonic())
 
     def add_path(
         self, connection: Connection, stream: TcpStream, codec: RecordCodec, *, kind: PathKind, rtt: float, at_ms: float
     ) -> TcpPath:
         """Give a connection a TCP path whose handshake is done."""
-        path = TcpPath(next(self._path_ids), stream, codec, kind, connection, at_ms)
+        path = TcpPath(next(self._path_ids), stream, codec, kind, connection, self.write_buffers, at_ms)
         connection.add_path(path, rank=_RANKS[kind], rtt=rtt)
         return path
 
@@ -127,7 +129,7 @@ class Core:
     def connection_ended(self, connection: Connection, error: CrustError) -> None:
         """Forget a session, leaving its tombstone for 2 × `resume_timeout` (PROTOCOL 15)."""
         closed = isinstance(error, ConnectionClosed)
-        until = self.loop.time() + 2 * self.config.resume_timeout
+        until = monotonic() + 2 * self.config.resume_timeout
         self.registry.remove(connection.peer, connection, closed=closed, until=until)
         self.stats.count("connections.closed" if closed else "connections.lost")
         if closed:

@@ -16,6 +16,7 @@ from crust.errors import (
     NotAuthenticError,
     RefusedError,
 )
+from crust.net.clock import monotonic
 from crust.net.tcp import TcpStream, dial_tcp
 from crust.node.core import Core
 from crust.proto.noise.handshake import FailureReason, HandshakeFailed, HandshakeResult, InitiatorHandshake
@@ -68,7 +69,7 @@ class _Outbound:
 
     def stream_opened(self) -> None:
         """Message 1 goes out with the first segment that can carry data."""
-        self.opened_at = self.future.get_loop().time()
+        self.opened_at = monotonic()
         self.stream.write(self._handshake.data_to_send())
 
     def stream_received(self, data: memoryview) -> int:
@@ -109,9 +110,7 @@ class Dialler:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    async def race(
-        self, peer: PeerId, candidates: Sequence[Candidate], report: Report, started: float
-    ) -> DialledPath:
+    async def race(self, peer: PeerId, candidates: Sequence[Candidate], report: Report, started: float) -> DialledPath:
         """Try all candidates, a little apart; the first that proves the peer's key wins, the others are closed.
 
         Args:
@@ -136,7 +135,7 @@ class Dialler:
                         format_address(candidate.host, candidate.port),
                         candidate.transport,
                         candidate.kind,
-                        (loop.time() - started) * 1000,
+                        (monotonic() - started) * 1000,
                     )
                     report.attempts.append(attempt)
                     task = loop.create_task(self._attempt(peer, candidate, attempt))
@@ -164,7 +163,7 @@ class Dialler:
         winner: DialledPath | None = None
         for task in done:
             attempt = tasks.pop(task)
-            attempt.ended_ms = (self._core.loop.time() - started) * 1000
+            attempt.ended_ms = (monotonic() - started) * 1000
             error = task.exception()
             if error is None and winner is None:
                 winner = task.result()
@@ -180,7 +179,7 @@ class Dialler:
         """Give an attempt up; if it has just succeeded, close what it brought."""
         task.add_done_callback(_close_result)
         task.cancel()
-        attempt.ended_ms = (self._core.loop.time() - started) * 1000
+        attempt.ended_ms = (monotonic() - started) * 1000
         attempt.outcome = "cancelled"
         attempt.detail = attempt.detail or "no answer in time"
 
@@ -196,7 +195,7 @@ class Dialler:
             outbound.stream.abort()
             outbound.future.cancel()
             raise
-        return DialledPath(outbound.stream, result, candidate, core.loop.time() - outbound.opened_at)
+        return DialledPath(outbound.stream, result, candidate, monotonic() - outbound.opened_at)
 
     async def _resolve(self, candidates: Sequence[Candidate], report: Report, started: float) -> list[Candidate]:
         """Look up the names among the candidates and drop what cannot be dialled."""
@@ -211,10 +210,12 @@ class Dialler:
             try:
                 answers = await core.loop.getaddrinfo(candidate.host, candidate.port, type=1)
             except OSError as error:
-                now = (core.loop.time() - started) * 1000
+                now = (monotonic() - started) * 1000
                 where = format_address(candidate.host, candidate.port)
                 detail = f"the name cannot be resolved: {error.strerror or error}"
-                report.attempts.append(Attempt(where, candidate.transport, candidate.kind, now, now, "unreachable", detail))
+                report.attempts.append(
+                    Attempt(where, candidate.transport, candidate.kind, now, now, "unreachable", detail)
+                )
                 continue
             found += [
                 Candidate(candidate.transport, str(answer[4][0]), candidate.port, candidate.kind)

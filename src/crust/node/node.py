@@ -20,6 +20,7 @@ from crust.errors import (
     NoPathError,
     SelfDialError,
 )
+from crust.net.clock import monotonic
 from crust.net.tcp import raise_descriptor_limit
 from crust.node.acceptor import Acceptor
 from crust.node.connection import Connection
@@ -170,7 +171,7 @@ class Node:
 
     # --- dialling ------------------------------------------------------------------------------------------------
 
-    async def connect(self, target: PeerId | Contact | str, *, timeout: float = 30) -> Connection:  # noqa: ASYNC109
+    async def connect(self, target: PeerId | Contact | str, *, timeout: float = 30) -> Connection:
         """Connect to a peer by its key; a connection that exists is returned.
 
         Args:
@@ -189,7 +190,7 @@ class Node:
         core = self._started()
         contact = _contact_of(target)
         peer = contact.id
-        started = core.loop.time()
+        started = monotonic()
         report = Report(str(peer))
         if peer == self.id:
             raise _failed(SelfDialError("this is the PeerId of the dialling node itself"), report, 0.0)
@@ -221,18 +222,18 @@ class Node:
             async with asyncio.timeout_at(started + limit):
                 won = await self._race(peer, report, started)
         except TimeoutError:
-            raise _failed(explain_timeout(report), report, core.loop.time() - started) from None
+            raise _failed(explain_timeout(report), report, monotonic() - started) from None
         except ConnectError as error:
-            raise _failed(error, report, core.loop.time() - started) from error.__cause__
+            raise _failed(error, report, monotonic() - started) from error.__cause__
         except OSError as error:
-            raise _failed(NoPathError(str(error)), report, core.loop.time() - started) from error
+            raise _failed(NoPathError(str(error)), report, monotonic() - started) from error
         # A connection may have come in while we dialled; then this is one more path of it.
         connection = core.registry.find(peer)
         new = connection is None
         if connection is None:
             connection = core.new_connection(peer, report)
         self._attach(connection, won, started)
-        report.elapsed_ms = (core.loop.time() - started) * 1000
+        report.elapsed_ms = (monotonic() - started) * 1000
         report.winner = connection.path
         if connection.report is None:
             connection.report = report
@@ -250,7 +251,7 @@ class Node:
     def _attach(self, connection: Connection, won: DialledPath, started: float) -> None:
         core = self._core
         assert core is not None
-        at_ms = (core.loop.time() - started) * 1000
+        at_ms = (monotonic() - started) * 1000
         core.add_path(connection, won.stream, core.codec(won.result), kind="direct", rtt=won.rtt, at_ms=at_ms)
         connection.pump()
         won.stream.replay()
@@ -283,7 +284,7 @@ class Node:
             attempts += 1
             if not connection.session.needs_path or set(connection.session.path_ids) - paths:
                 return
-            started = core.loop.time()
+            started = monotonic()
             with contextlib.suppress(ConnectError, TimeoutError, OSError):
                 async with asyncio.timeout(_REDIAL_TIMEOUT):
                     won = await self._race(connection.peer, Report(str(connection.peer)), started)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crust.errors import RemoteProtocolError
-from crust.net.tcp import TcpStream
+from crust.net.tcp import TcpStream, WriteBuffers
 from crust.proto.record import RecordCodec
 from crust.proto.session.outbox import Group
 from crust.types import Path, PathKind, format_address
@@ -25,18 +25,28 @@ class TcpPath:
         codec: with the keys of the handshake.
         kind: how the path came up.
         connection: whose path this is.
+        buffers: to seal into.
         at_ms: when it came up, since the dial.
     """
 
-    __slots__ = ("_codec", "_connection", "_stream", "id", "info")
+    __slots__ = ("_buffers", "_codec", "_connection", "_held", "_stream", "id", "info")
 
     def __init__(
-        self, path_id: int, stream: TcpStream, codec: RecordCodec, kind: PathKind, connection: Connection, at_ms: float
+        self,
+        path_id: int,
+        stream: TcpStream,
+        codec: RecordCodec,
+        kind: PathKind,
+        connection: Connection,
+        buffers: WriteBuffers,
+        at_ms: float,
     ) -> None:
         self.id = path_id
         self._stream = stream
         self._codec = codec
         self._connection = connection
+        self._buffers = buffers
+        self._held: memoryview | None = None  # of which the kernel has not all
         self.info = Path(
             "tcp", kind, format_address(*stream.address("sockname")), format_address(*stream.address("peername")), at_ms
         )
@@ -71,6 +81,9 @@ class TcpPath:
 
     def stream_writable(self) -> None:
         """Room for more."""
+        if self._held is not None:
+            self._buffers.give_back(self._held)
+            self._held = None
         self._connection.pump()
 
     # --- for the connection --------------------------------------------------------------------------------------
@@ -81,8 +94,13 @@ class TcpPath:
         return self._stream.writable
 
     def write(self, groups: list[Group], now: float) -> None:
-        """Seal and send."""
-        self._stream.write(self._codec.seal(groups, now))
+        """Seal and send; only when `writable`."""
+        buffer = self._buffers.take(self._codec.sealed_bytes(groups))
+        self._stream.write(buffer[: self._codec.seal_into(groups, buffer, now)])
+        if self._stream.writable:
+            self._buffers.give_back(buffer)
+        else:
+            self._held = buffer
 
     def idle(self) -> None:
         """Nothing happens at present: hold as little memory as possible."""

@@ -20,12 +20,16 @@ from crust.crypto.dh import DhKey, public_key
 from crust.errors import RemoteProtocolError
 from crust.proto.noise.transport import MAX_RECORDS, CipherKeys, KeyPair, rekey
 
-__all__ = ["RecordCodec"]
+__all__ = ["Group", "RecordCodec"]
+
+Group = tuple[bytes, Sequence[memoryview]]
+"""A control record and its payload records, as plaintexts."""
 
 _FIELD: Final = 2
 _TAG: Final = 16
 _MOST_PAYLOADS: Final = 15
 _MANAGEMENT: Final = 0xFF
+_MANAGEMENT_BYTES: Final = 34 + _FIELD + _TAG
 
 RENEW_RECORDS: Final = MAX_RECORDS // 2
 RENEW_SECONDS: Final = 3300.0
@@ -108,12 +112,28 @@ class RecordCodec:
         """Whether `seal` has something to say even without groups."""
         return bool(self._outgoing)
 
-    def seal(self, groups: Sequence[tuple[bytes, Sequence[memoryview]]], now: float) -> bytearray:
-        """The bytes of some groups, and of the renewal of keys where it is due.
+    def seal(self, groups: Sequence[Group], now: float) -> bytearray:
+        """The bytes of some groups in a new buffer; for what is not worth `seal_into`."""
+        out = bytearray(self.sealed_bytes(groups))
+        return out[: self.seal_into(groups, memoryview(out), now)]
+
+    def sealed_bytes(self, groups: Sequence[Group]) -> int:
+        """The most bytes that `seal_into` can need for some groups."""
+        size = len(self._outgoing) + _MANAGEMENT_BYTES
+        for control, payloads in groups:
+            size += len(control) + sum(map(len, payloads)) + (_FIELD + _TAG) * (1 + len(payloads))
+        return size
+
+    def seal_into(self, groups: Sequence[Group], out: memoryview, now: float) -> int:
+        """Seal some groups, and what renews the keys where it is due, into a buffer that the caller uses again.
 
         Args:
             groups: control records, each with its payload records.
+            out: at least `sealed_bytes` long.
             now: monotonic seconds.
+
+        Returns:
+            How many bytes of `out` are to be sent.
         """
         plaintexts: list[bytes | memoryview] = []
         for control, payloads in groups:
@@ -122,23 +142,21 @@ class RecordCodec:
         if self._initiator and self._renewal is _Renewal.IDLE and self._renewal_due(now):
             plaintexts.append(self._offer())
         before, self._outgoing = self._outgoing, b""
-        return self._seal(plaintexts, before)
+        out[: len(before)] = before
+        return self._seal(plaintexts, out, len(before))
 
-    def _seal(self, plaintexts: Sequence[bytes | memoryview], before: bytes) -> bytearray:
+    def _seal(self, plaintexts: Sequence[bytes | memoryview], out: memoryview, at: int) -> int:
         keys = self._send
-        at = len(before)
-        out = bytearray(at + sum(map(len, plaintexts)) + (_FIELD + _TAG) * len(plaintexts))
-        view = memoryview(out)
-        view[:at] = before
         encrypt_into = keys.aead.encrypt_into
+        next_mask, next_nonce = keys.next_mask, keys.next_nonce
         for plaintext in plaintexts:
             length = len(plaintext)
             start = at + _FIELD
-            field = view[at:start]
-            field[:] = ((length - 1) ^ keys.next_mask()).to_bytes(_FIELD, "big")
+            field = out[at:start]
+            field[:] = ((length - 1) ^ next_mask()).to_bytes(_FIELD, "big")
             at = start + length + _TAG
-            encrypt_into(keys.next_nonce(), plaintext, field, view[start:at])
-        return out
+            encrypt_into(next_nonce(), plaintext, field, out[start:at])
+        return at
 
     def release(self) -> None:
         """Give up what an idle connection can make again."""
@@ -225,7 +243,9 @@ class RecordCodec:
             return
         ephemeral = DhKey(self._random(32)) if kind is _Kind.OFFER else self._ephemeral
         assert ephemeral is not None
-        keys = rekey(self._send.suite, self._root, ephemeral.exchange(public_key(plaintext[2:])), initiator=self._initiator)
+        keys = rekey(
+            self._send.suite, self._root, ephemeral.exchange(public_key(plaintext[2:])), initiator=self._initiator
+        )
         if kind is _Kind.OFFER:
             self._last_record(bytes((_MANAGEMENT, _Kind.ANSWER)) + ephemeral.public)
             self._next_receive = keys.receive
@@ -240,4 +260,6 @@ class RecordCodec:
 
     def _last_record(self, plaintext: bytes) -> None:
         """Seal the last record under the present key; it goes out before anything else."""
-        self._outgoing = bytes(self._seal([plaintext], self._outgoing))
+        sealed = bytearray(len(plaintext) + _FIELD + _TAG)
+        self._seal([plaintext], memoryview(sealed), 0)
+        self._outgoing += sealed

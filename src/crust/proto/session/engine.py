@@ -13,7 +13,15 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from crust.errors import ConnectionClosed, CrustError, LocalProtocolError, PeerLost, RemoteProtocolError
-from crust.proto.session.events import DatagramReceived, PathDead, PathStalled, Ponged, SessionEnded, SessionEvent, StreamOpened
+from crust.proto.session.events import (
+    DatagramReceived,
+    PathDead,
+    PathStalled,
+    Ponged,
+    SessionEnded,
+    SessionEvent,
+    StreamOpened,
+)
 from crust.proto.session.inbox import Inbox
 from crust.proto.session.limits import Limits
 from crust.proto.session.outbox import PRIORITIES, Group, GroupBuilder, Outbox, Sent
@@ -51,17 +59,15 @@ class SessionState(enum.Enum):
     ENDED = "ended"
 
 
-class Timer(enum.Enum):
-    """What a session waits for."""
+class Timer(enum.IntEnum):
+    """What a session waits for. Integers, as they are looked up for each record."""
 
-    ACK = "acknowledge what has come"
-    STALL = "data without progress: probe the path"
-    HEARTBEAT = "silence: ask for a sign of life"
-    DEADLINE = "no sign of life: the path is dead"
-    CLOSE = "the peer does not confirm our end"
-    RESUME = "no path: the peer does not come back"
-    SIGN = "a batch is due to be signed"
-    VERIFY = "a signature is overdue"
+    ACK = 1  # acknowledge what has come
+    STALL = 2  # data without progress: probe the path
+    HEARTBEAT = 3  # silence: ask for a sign of life
+    DEADLINE = 4  # no sign of life: the path is dead
+    CLOSE = 5  # the peer does not confirm our end
+    RESUME = 6  # no path: the peer does not come back
 
 
 class _Path:
@@ -115,15 +121,14 @@ class Session:
         now: monotonic seconds.
     """
 
-    def __init__(
-        self, *, nonce: bytes, side: int, limits: Limits, random: Callable[[int], bytes], now: float
-    ) -> None:
+    def __init__(self, *, nonce: bytes, side: int, limits: Limits, random: Callable[[int], bytes], now: float) -> None:
         self.nonce = nonce
         self.remote_nonce = NO_NONCE
         self.state = SessionState.OPEN
         self.ended: CrustError | None = None
         self.remote_closed = False
         self.max_message_bytes = limits.max_message_bytes
+        self.more = False  # whether `next_group` stopped only because its group was full
         self.streams = StreamTable(side, limits.stream_window_bytes, limits.max_streams)
         self.outbox = Outbox(self.streams, limits.retention_bytes)
         self.inbox = Inbox(limits.receive_window_bytes, limits.max_message_bytes, limits.retention_bytes)
@@ -235,6 +240,7 @@ class Session:
         path = self._paths.get(path_id)
         if path is None:
             return None
+        self.more = path.hello_due
         if path.hello_due:
             return self._hello_group(path)
         group = GroupBuilder()
@@ -273,8 +279,10 @@ class Session:
             group.add(frames.serialize_stream_credit(stream.id, stream.granted))
         if path.resend is not None:
             self._resend(path, group)
+            self.more = True
         if path.resend is None:
             outbox.fill(group, now)
+            self.more = outbox.is_full(group)
             if self._datagrams:
                 self._fill_datagrams(group)
             if self._ack_wanted and outbox.retained_bytes and not outbox.has_queued():

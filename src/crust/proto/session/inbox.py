@@ -23,7 +23,7 @@ _PRIORITY_NAMES: Final = tuple(Priority)
 class _Batch:
     """Messages of one priority that arrived together, handed out one by one."""
 
-    __slots__ = ("at", "messages", "mark")
+    __slots__ = ("at", "mark", "messages")
 
     def __init__(self, messages: list[bytes], mark: Any) -> None:
         self.messages = messages

@@ -102,6 +102,7 @@ class Outbox:
     """
 
     __slots__ = (
+        "_bits",
         "_control",
         "_large",
         "_queues",
@@ -136,6 +137,7 @@ class Outbox:
         self._queues: list[deque[bytes | _Expiring] | None] = [None] * PRIORITIES
         self._large: list[_Large | None] = [None] * PRIORITIES
         self._rounds: list[deque[StreamState] | None] = [None] * PRIORITIES
+        self._bits = 0  # bit p: priority p may have something to write
         self._control: deque[Callable[[int], bytes]] = deque()
         self._sent: deque[Sent] = deque()
         self.on_unit = on_unit
@@ -161,6 +163,7 @@ class Outbox:
         if queue is None:
             queue = self._queues[priority] = deque()
         queue.append(data if deadline is None else _Expiring(data, deadline))
+        self._bits |= 1 << priority
         size = len(data)
         self.queued_bytes[priority] += size
         self.queued_count[priority] += 1
@@ -178,6 +181,7 @@ class Outbox:
             if round_ is None:
                 round_ = self._rounds[stream.priority] = deque()
             round_.append(stream)
+            self._bits |= 1 << stream.priority
 
     def queue_close(self, code: int) -> None:
         """Close after everything that is queued."""
@@ -190,13 +194,7 @@ class Outbox:
 
     def has_queued(self) -> bool:
         """Whether anything is queued that was never written."""
-        return bool(
-            self._control
-            or any(self._queues)
-            or any(self._large)
-            or any(self._rounds)
-            or (self.close_code is not None and self.close_number is None)
-        )
+        return bool(self._control or self._bits or (self.close_code is not None and self.close_number is None))
 
     def unacknowledged(self) -> deque[Sent]:
         """A copy of what was written and not acknowledged, in order."""
@@ -233,21 +231,21 @@ class Outbox:
         """Write new frames into a group until it is full or nothing may be written."""
         while self._control and group.room > 1024:
             self._write(group, self._control.popleft()(self.next_number), None, 0)
-        for priority in range(PRIORITIES):
-            while self._can_write(group) and self._fill_priority(group, priority, now):
-                pass
-        if (
-            self.close_code is not None
-            and self.close_number is None
-            and not self.has_data_queued()
-            and self._can_write(group)
-        ):
+        waiting = self._bits
+        while waiting and self._can_write(group):
+            bit = waiting & -waiting
+            priority = bit.bit_length() - 1
+            if not self._fill_priority(group, priority, now):
+                waiting ^= bit
+                if not (self._queues[priority] or self._large[priority] or self._rounds[priority]):
+                    self._bits &= ~bit
+        if self.close_code is not None and self.close_number is None and not self._control and not self._bits:
             self.close_number = self.next_number
             self._write(group, frames.serialize_close(self.next_number, self.close_code), None, 0)
 
-    def has_data_queued(self) -> bool:
-        """Whether messages or chunks wait to be written."""
-        return bool(self._control or any(self._queues) or any(self._large) or any(self._rounds))
+    def is_full(self, group: GroupBuilder) -> bool:
+        """Whether `fill` stopped because of the group, so that the next one may get more."""
+        return bool(self._control or self._bits) and not self._can_write(group)
 
     def _can_write(self, group: GroupBuilder) -> bool:
         return (

@@ -23,6 +23,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from crust.crypto.hashing import Buffer, Hasher, HashId, hasher, salts
 from crust.errors import LocalProtocolError, RemoteProtocolError
 from crust.proto.session.merkle import Tree, root_of
@@ -167,6 +169,17 @@ class _Ledger:
         if self._direction is not None and self._direction.session != session_id:
             raise LocalProtocolError("the session id is set already")
         self._direction = Direction(self._hash_id, *self._parties, bytes(session_id))
+
+    @property
+    def direction(self) -> Direction:
+        """What is the same in everything that is signed here.
+
+        Raises:
+            LocalProtocolError: the session id is not set.
+        """
+        if self._direction is None:
+            raise LocalProtocolError("the session id is not set yet")
+        return self._direction
 
     @property
     def hash_id(self) -> HashId:
@@ -377,13 +390,14 @@ class Signer(_Ledger):
         Raises:
             LocalProtocolError: there is nothing to sign, or the session id is not set.
         """
-        if self._direction is None or not self._tags:
-            raise LocalProtocolError("there is nothing to sign yet")
+        direction = self.direction
+        if not self._tags:
+            raise LocalProtocolError("there is nothing to sign")
         time_us = min(max(int(wall_time * 1e6), 0), MAX_TIME)
         root = root_of(self._take_leaves())
-        unsigned = Statement(self._direction, self._batch, self._first, self._next - 1, root, time_us)
+        unsigned = Statement(direction, self._batch, self._first, self._next - 1, root, time_us)
         signature = self._identity.sign(PURPOSE, unsigned.signed_data())
-        signed = Statement(self._direction, self._batch, self._first, self._next - 1, root, time_us, signature)
+        signed = msgspec.structs.replace(unsigned, signature=signature)
         self._start_batch(len(self._tags), self._bytes)
         return signed.body()
 
@@ -491,9 +505,7 @@ class Verifier(_Ledger):
             RemoteProtocolError: it is no signature at all.
             LocalProtocolError: the session id is not set.
         """
-        if self._direction is None:
-            raise LocalProtocolError("a signature cannot be checked before the session id is set")
-        statement = parse_body(body, self._direction)
+        statement = parse_body(body, self.direction)
         if body in self._signatures:
             return range(0)
         genuine = statement.is_genuine()
