@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict, replace
 from ipaddress import IPv4Address, IPv4Network, ip_address
 from pathlib import Path
@@ -157,12 +157,16 @@ class Site:
         address: its outside IPv4 address; None without IPv4.
         lan: the inside IPv4 prefix.
         gateway: the inside address of the router.
-        hosts: those that were made here.
+        hosts: those that stand here.
+        parent: the site in whose LAN the router stands; None on the internet.
+        sites: those whose routers stand in this LAN.
     """
 
-    def __init__(self, lab: Lab, name: str, router: Router, lan: str) -> None:
+    def __init__(self, lab: Lab, name: str, router: Router, lan: str, parent: Site | None) -> None:
         """For `Lab.site` and `Site.site` only."""
         self.name = name
+        self.parent = parent
+        self.sites: list[Site] = []
         self.router = router
         self.lan = lan
         self.address: str | None = None
@@ -174,7 +178,9 @@ class Site:
         self._next6 = itertools.count(2)
         self.network = 0
         self.member = 0
+        self.lan_member = 0
         self.namespace: int | None = None
+        self.cables: list[str] = []
         self._mapper: Process | None = None
 
     def __repr__(self) -> str:
@@ -246,7 +252,20 @@ class Site:
             raise LabError("miniupnpd has no pipes")
         self._mapper.stdin.write(configuration.encode())
         self._mapper.stdin.close()
-        await self._lab.watch_mapper(self._mapper.stderr, self.name)
+        said = b""
+        async with asyncio.timeout(_START_SECONDS):
+            while b"Listening for NAT-PMP" not in said:
+                line = await self._mapper.stderr.readline()
+                if not line:
+                    raise LabUnavailable(f"miniupnpd does not run here: {said.decode(errors='replace').strip()}")
+                said += line
+        self._lab.in_background(_discard(self._mapper.stderr))
+
+
+async def _discard(reader: asyncio.StreamReader) -> None:
+    """Keep a program from blocking on what it has to say."""
+    while await reader.read(65536):
+        pass
 
 
 class Lab:
@@ -272,7 +291,7 @@ class Lab:
         self._places = itertools.count(1)
         self._exits: dict[int, asyncio.Future[int]] = {}
         self._processes: list[Process] = []
-        self._watchers: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._runner: asyncio.subprocess.Process | None = None
         self._ready: asyncio.Future[None] | None = None
         self.core = 0
@@ -346,8 +365,8 @@ class Lab:
 
     async def aclose(self) -> None:
         """Kill every program of the lab and let go of its namespaces."""
-        for watcher in self._watchers:
-            watcher.cancel()
+        for task in self._background:
+            task.cancel()
         for process in self._processes:
             process.close()
         for name in ("fabric", "keeper"):
@@ -405,16 +424,29 @@ class Lab:
         """
         return await self.build_site(name, nat, lan, None, link or Link(delay=self.delay), isolated=isolated)
 
-    async def place(self, kind: Kind | str, name: str | None = None, *, lan: str = "192.168.1.0/24") -> Host:
-        """Add a peer of some kind, with the routers that it lives behind."""
+    async def place(
+        self, kind: Kind | str, name: str | None = None, *, lan: str = "192.168.1.0/24", delay: float | None = None
+    ) -> Host:
+        """Add a peer of some kind, with the routers that it lives behind.
+
+        Args:
+            kind: a kind, or its name in `NATS`.
+            name: for people.
+            lan: the inside prefix of the innermost router.
+            delay: one way, of the access link; by default the lab's.
+
+        Raises:
+            LabUnavailable: a router needs a program that is missing.
+        """
+        delay = self.delay if delay is None else delay
         kind = NATS[kind] if isinstance(kind, str) else kind
         name = name or f"{kind.name}-{next(self._places)}"
         if not kind.routers:
-            return await self.public(name, delay=self.delay, ipv6=kind.ipv6, ipv4=kind.ipv4)
+            return await self.public(name, delay=delay, ipv6=kind.ipv6, ipv4=kind.ipv4)
         site: Site | None = None
         for depth, router in enumerate(kind.routers):
             prefix = lan if depth == len(kind.routers) - 1 else "100.64.0.0/10"
-            link = Link(delay=self.delay) if site is None else Link()
+            link = Link(delay=delay) if site is None else Link()
             site = await self.build_site(name, router, prefix, site, link, isolated=False)
         if site is None:
             raise LabError(f"{kind.name} has no site")
@@ -428,6 +460,23 @@ class Lab:
         if first == second and first.shared and one.site is not None:
             return one, await one.site.host()
         return one, await self.place(second)
+
+    async def remove(self, place: Host | Site) -> None:
+        """Take down a host, or a site with everything in it, and kill the programs there."""
+        if isinstance(place, Host):
+            await self.unplug(place)
+            await self.keeper.call("drop", namespace=place._namespace)
+            return
+        for inner in (*place.hosts, *place.sites):
+            await self.remove(inner)
+        if place.parent is not None:
+            place.parent.sites.remove(place)
+        await self.fabric.call("detach", member=place.member)
+        if place.namespace is not None:
+            await self.fabric.call("detach", member=place.lan_member)
+            for far in place.cables:
+                await self.keeper.call("uncable", far=far)
+            await self.keeper.call("drop", namespace=place.namespace)
 
     async def counters(self) -> dict[str, int]:
         """How many packets the lab dropped, by reason; `overrun` is what the lab was too slow for."""
@@ -462,6 +511,12 @@ class Lab:
     async def _send_signal(self, pid: int, number: int) -> None:
         with contextlib.suppress(LabError, ProcessLookupError):
             await self.keeper.call("signal", pid=pid, number=int(number))
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something until the lab ends."""
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _namespace(self, sysctls: Mapping[str, str | int]) -> int:
         number = next(self._numbers)
@@ -534,12 +589,14 @@ class Lab:
                 raise LabError(f"{nat} is not a single router: use Lab.place")
             nat = NATS[nat].routers[0]
         router = nat if isinstance(nat, Router) else Router(nat=nat or Nat())
-        site = Site(self, name, router, lan)
+        site = Site(self, name, router, lan, parent)
         site.network = await self.fabric.call("network", prefix=lan, isolated=isolated)
         if router.kernel:
             await self._kernel_router(site, parent, link)
         else:
             await self._own_router(site, parent, link)
+        if parent is not None:
+            parent.sites.append(site)
         return site
 
     def _outside(self, site: Site, parent: Site | None) -> tuple[list[str], list[str]]:
@@ -577,12 +634,16 @@ class Lab:
         site.namespace = await self._namespace(sysctls)
         addresses, gateways = self._outside(site, parent)
         routed = [f"{site.prefix6}/64"] if site.prefix6 else []
-        site.member, _ = await self._cable(
+        site.member, far = await self._cable(
             site.namespace, "wan", parent.network if parent else self.core, addresses, gateways, link, routed=routed
         )
+        site.cables.append(far)
         inside = [f"{site.gateway}/{IPv4Network(site.lan).prefixlen}"] if router.nat is not None else []
         inside += [f"{site.prefix6}1/64"] if site.prefix6 else []
-        await self._cable(site.namespace, "lan", site.network, inside, [], Link(), gateway=True)
+        site.lan_member, far = await self._cable(
+            site.namespace, "lan", site.network, inside, [], Link(), gateway=True
+        )
+        site.cables.append(far)
         site.address = addresses[0].partition("/")[0] if router.nat is not None else None
         await self.load_rules(site)
         if router.port_mapping:
