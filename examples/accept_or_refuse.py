@@ -1,6 +1,7 @@
 """Decide about each peer before it learns anything about this node."""
 
 import asyncio
+import contextlib
 
 import crust
 
@@ -8,9 +9,10 @@ import crust
 async def doorkeeper(node: crust.Node, friends: set[crust.PeerId]) -> None:
     async for incoming in node.incoming():
         if incoming.peer in friends:
-            await incoming.accept()
+            with contextlib.suppress(crust.PeerLost):  # it went away, or came in over another address
+                await incoming.accept()
         else:
-            await incoming.refuse()
+            incoming.refuse()
 
 
 async def main() -> None:
@@ -22,7 +24,7 @@ async def main() -> None:
         print("friend:", connection.path.kind)
         try:
             await stranger.connect(contact)
-        except crust.RefusedError as error:
+        except crust.ConnectError as error:
             print("stranger:", error)
         door.cancel()
 

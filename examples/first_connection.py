@@ -11,7 +11,7 @@ async def main() -> None:
         connection = await alice.connect(contact)
         await connection.send(b"hello")
 
-        accepted = await bob.accept()
+        accepted = await anext(bob)
         message = await accepted.receive()
         print(message.data, "from", accepted.peer, "over", accepted.path)
 

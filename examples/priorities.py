@@ -8,7 +8,7 @@ import crust
 async def main() -> None:
     async with crust.Node() as alice, crust.Node() as bob:
         connection = await alice.connect(await bob.contact())
-        accepted = await bob.accept()
+        accepted = await anext(bob)
 
         bulk = asyncio.create_task(connection.send(bytes(30_000_000), priority=crust.Priority.BULK))
         await asyncio.sleep(0)  # the bulk message is under way

@@ -15,7 +15,7 @@ async def serve(connection: crust.Connection) -> None:
 async def main() -> None:
     async with crust.Node() as alice, crust.Node() as bob:
         connection = await alice.connect(await bob.contact())
-        server = asyncio.create_task(serve(await bob.accept()))
+        server = asyncio.create_task(serve(await anext(bob)))
 
         log = await connection.open_stream("log")
         picture = await connection.open_stream("picture")

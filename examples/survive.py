@@ -14,7 +14,7 @@ async def main() -> None:
     async with crust.Node() as alice, crust.Node() as bob:
         events = asyncio.create_task(watch(bob))
         connection = await alice.connect(await bob.contact())
-        accepted = await bob.accept()
+        accepted = await anext(bob)
 
         await connection.send(b"an order")
         await connection.flush()  # Bob's node holds all that was sent

@@ -1,0 +1,97 @@
+"""Every example of the README and the documentation runs, and says what the pages say it does."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import crust
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SAID = {
+    "first_connection.py": r"b'hello' from crust[a-z2-7]{56} over direct tcp \S+ -> \S+",
+    "accept_or_refuse.py": r"friend: direct\nstranger: .*refused",
+    "priorities.py": r"URGENT 4 bytes\nBULK 30000000 bytes",
+    "streams.py": r"log: 7 bytes\npicture: 100000 bytes",
+    "survive.py": r"(event: PeerConnected\n)?arrived: b'an order'\nclosed in good order",
+}
+PAIRS = {"hello_server.py", "hello_client.py"}
+
+
+def python(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments], cwd=cwd, capture_output=True, text=True, timeout=50, check=False
+    )
+
+
+def blocks(page: Path) -> Iterator[str]:
+    """The Python code in a page, files that it includes left out."""
+    for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        if not block.startswith("--8<--"):
+            yield block
+
+
+def test_every_example_is_tried() -> None:
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(SAID) | PAIRS
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_example(name: str, tmp_path: Path) -> None:
+    done = python(ROOT / "examples" / name, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(SAID[name], "\n".join(sorted_events(done.stdout)), re.DOTALL), done.stdout
+    assert not done.stderr
+
+
+def sorted_events(output: str) -> list[str]:
+    """Lines with the events first: when they are printed is up to the event loop."""
+    return sorted(output.splitlines(), key=lambda line: not line.startswith("event:"))
+
+
+async def test_server_and_client(tmp_path: Path) -> None:
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, ROOT / "examples" / "hello_server.py", cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+    )
+    assert server.stdout is not None
+    try:
+        contact = (await server.stdout.readline()).decode().strip()
+        done = await asyncio.to_thread(python, ROOT / "examples" / "hello_client.py", contact, cwd=tmp_path)
+        assert done.stdout == "you said: hello\n", done.stderr
+    finally:
+        server.kill()
+        await server.communicate()
+    done = await asyncio.to_thread(python, ROOT / "examples" / "hello_client.py", contact, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "tcp" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_readme_shows_the_first_example() -> None:
+    assert next(blocks(ROOT / "README.md")) == (ROOT / "examples" / "first_connection.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(block, id=f"{page.stem}-{number}") for page in PAGES for number, block in enumerate(blocks(page))],
+)
+async def test_block(block: str) -> None:
+    if "asyncio.run(" in block:
+        assert page_is_a_file(block)
+        return
+    code = compile(block, "<block>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    running = eval(code, {"asyncio": asyncio, "crust": crust})
+    if running is not None:
+        await running
+
+
+def page_is_a_file(block: str) -> bool:
+    """A whole program in a page is one of the examples, which have their own test."""
+    return any(path.read_text(encoding="utf-8") == block for path in (ROOT / "examples").glob("*.py"))
