@@ -136,7 +136,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ConfigError("network_key: takes a text or bytes")
         if not self.transports or any(t not in ("tcp", "utp") for t in self.transports):
             raise ConfigError(f'transports: {self.transports!r}; give one or both of "tcp" and "utp"')
-        if isinstance(self.bootstrap, str) or isinstance(self.listen, str):
+        given: tuple[object, object] = (self.bootstrap, self.listen)
+        if any(isinstance(value, str) for value in given):
             raise ConfigError('listen and bootstrap take a list of texts, such as ["0.0.0.0:4000"]')
         for entry in self.listen or ():
             parse_listen(entry)

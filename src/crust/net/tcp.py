@@ -1,7 +1,7 @@
 """TCP byte streams with one read buffer for all of them.
 
-A connection holds memory for reading only while a record is incomplete: the kernel fills the shared buffer, the consumer takes
-whole records out of it, and what is left over is kept aside until the next read.
+A connection holds memory for reading only while a record is incomplete: the kernel fills the shared buffer, the
+consumer takes whole records out of it, and what is left over is kept aside until the next read.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The asyncio front: nodes, connections, streams, dialling."""

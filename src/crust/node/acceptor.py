@@ -1,7 +1,7 @@
 """The dialled side: listening sockets, half-open handshakes, peers that wait for a decision.
 
-Strangers get no answer and hold nothing: handshakes under way stand in a capped table, from which a random one is dropped
-when a newcomer needs its place; each has a deadline (PROTOCOL 4 and 5).
+Strangers get no answer and hold nothing: handshakes under way stand in a capped table, from which a random one is
+dropped when a newcomer needs its place; each has a deadline (PROTOCOL 4 and 5).
 """
 
 from __future__ import annotations

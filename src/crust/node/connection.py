@@ -1,7 +1,7 @@
 """A connection to a peer: the asyncio front of a session, over whatever paths there are.
 
-`Connection.pump` is the one place that drains the engine: it writes what the session has to say, hands out its events, and
-arms one timer.
+`Connection.pump` is the one place that drains the engine: it writes what the session has to say, hands out its
+events, and arms one timer.
 """
 
 from __future__ import annotations
@@ -276,7 +276,8 @@ class Connection:
         if self._pings is None:
             self._pings = {}
         token = self.session.ping(monotonic())
-        answer = self._pings[token] = self._loop.create_future()
+        answer: asyncio.Future[float] = self._loop.create_future()
+        self._pings[token] = answer
         self.pump()
         try:
             return await answer

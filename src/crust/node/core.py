@@ -127,7 +127,7 @@ class Core:
         self.stats.count("protocol_error")
 
     def connection_ended(self, connection: Connection, error: CrustError) -> None:
-        """Forget a session, leaving its tombstone for 2 × `resume_timeout` (PROTOCOL 15)."""
+        """Forget a session, leaving its tombstone for twice `resume_timeout` (PROTOCOL 15)."""
         closed = isinstance(error, ConnectionClosed)
         until = monotonic() + 2 * self.config.resume_timeout
         self.registry.remove(connection.peer, connection, closed=closed, until=until)

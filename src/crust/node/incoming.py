@@ -17,8 +17,8 @@ __all__ = ["Incoming"]
 class Incoming:
     """A peer that wants a connection; `Node.incoming()` yields it.
 
-    Nothing was sent to the peer so far. Its PeerId is claimed, not proved: who stole this node's key can forge it, and a
-    first message can be replayed. `accept` returns only after the peer has proved itself.
+    Nothing was sent to the peer so far. Its PeerId is claimed, not proved: who stole this node's key can forge it,
+    and a first message can be replayed. `accept` returns only after the peer has proved itself.
 
     Attributes:
         peer: who it says it is.

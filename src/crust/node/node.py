@@ -279,7 +279,7 @@ class Node:
         assert core is not None
         attempts = 0
         paths = set(connection.session.path_ids)
-        while not connection.closed and not core.closing:
+        while not self._given_up(connection):
             await asyncio.sleep(_REDIAL_PAUSES[min(attempts, len(_REDIAL_PAUSES) - 1)])
             attempts += 1
             if not connection.session.needs_path or set(connection.session.path_ids) - paths:
@@ -288,7 +288,7 @@ class Node:
             with contextlib.suppress(ConnectError, TimeoutError, OSError):
                 async with asyncio.timeout(_REDIAL_TIMEOUT):
                     won = await self._race(connection.peer, Report(str(connection.peer)), started)
-                if connection.closed:
+                if self._given_up(connection):
                     won.stream.abort()
                     return
                 self._attach(connection, won, started)
@@ -296,6 +296,10 @@ class Node:
                 await self._confirmed(connection)
                 if connection.session.active_path is not None and not connection.session.needs_path:
                     return
+
+    def _given_up(self, connection: Connection) -> bool:
+        """Whether a connection needs no path any more."""
+        return connection.closed or self._core is None or self._core.closing
 
     async def _confirmed(self, connection: Connection) -> None:
         """Wait for an echo over the new path."""

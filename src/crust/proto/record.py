@@ -1,11 +1,12 @@
 """Records over a byte stream: masked lengths, AEAD, renewal of keys (PROTOCOL 6 and 7).
 
-A record is a 16-bit field, the plaintext's length - 1 under a mask, and the sealed plaintext; the masked field is associated
-data. Records come in groups: a control record, whose first byte says how many payload records follow, and these. A payload
-record is the bare bytes of a fragment, so that they are encrypted straight from the application's memory.
+A record is a 16-bit field, the plaintext's length - 1 under a mask, and the sealed plaintext; the masked field is
+associated data. Records come in groups: a control record, whose first byte says how many payload records follow, and
+these. A payload record is the bare bytes of a fragment, so that they are encrypted straight from the application's
+memory.
 
-A control record that begins with 0xFF manages the keys. The side that dialled offers a new ephemeral key; the answer is the
-other's last record under its old key, KEY_UPDATE is the last of the offering side.
+A control record that begins with 0xFF manages the keys. The side that dialled offers a new ephemeral key; the answer
+is the other's last record under its old key, KEY_UPDATE is the last of the offering side.
 """
 
 from __future__ import annotations

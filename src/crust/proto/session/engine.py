@@ -1,8 +1,8 @@
 """The session with one peer, above the paths that carry it.
 
-The engine knows paths by number only. A path is attached when its handshake is done, and detached when it ends; frames that
-were written and not acknowledged are then written again on the next active path, so that suspend, roaming, a reset and a
-change from a relayed to a direct path are all the same event. See PROTOCOL 10 to 16.
+The engine knows paths by number only. A path is attached when its handshake is done, and detached when it ends;
+frames that were written and not acknowledged are then written again on the next active path, so that suspend,
+roaming, a reset and a change from a relayed to a direct path are all the same event. See PROTOCOL 10 to 16.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The receiving half of a session: order, reassembly, credit, and messages that wait for the application.
 
-Frames are taken in the order of their numbers. What comes early, over another path, waits in a reorder buffer that is as
-large as the sender's retention. Credit is given back when the application takes a message, not when it arrives.
+Frames are taken in the order of their numbers. What comes early, over another path, waits in a reorder buffer that is
+as large as the sender's retention. Credit is given back when the application takes a message, not when it arrives.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sending half of a session: queues by priority, frame numbers, retention until acknowledged.
 
-Numbers are given when a frame is written, so what stands in a queue can still be overtaken, or expire. Written frames are
-kept, in order, until the peer acknowledges them; a path that becomes active is given all of them again.
+Numbers are given when a frame is written, so what stands in a queue can still be overtaken, or expire. Written frames
+are kept, in order, until the peer acknowledges them; a path that becomes active is given all of them again.
 """
 
 from __future__ import annotations

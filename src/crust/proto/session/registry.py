@@ -1,7 +1,7 @@
 """Which session a HELLO belongs to (PROTOCOL 10), for all peers of one node.
 
-A process keeps one random nonce for each peer and renews it when the session ends; the pair of nonces names a session. Ended
-sessions leave a tombstone, so that a late HELLO is told GONE, and why.
+A process keeps one random nonce for each peer and renews it when the session ends; the pair of nonces names a
+session. Ended sessions leave a tombstone, so that a late HELLO is told GONE, and why.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The two halves of each stream, and the table of streams of one session.
 
-A stream is opened by either side; its identifier carries the opener in the lowest bit. Each half ends by itself: with FIN
-when all was written, with RESET when it is given up. Credit is absolute: bytes from the stream's start.
+A stream is opened by either side; its identifier carries the opener in the lowest bit. Each half ends by itself: with
+FIN when all was written, with RESET when it is given up. Credit is absolute: bytes from the stream's start.
 """
 
 from __future__ import annotations
