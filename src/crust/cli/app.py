@@ -31,6 +31,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.SelfDialError, EXIT_USAGE),
     (errors.NoPathError, EXIT_NO_PATH),
     (errors.ConnectError, EXIT_REFUSED),
+    (errors.RemoteProtocolError, EXIT_REFUSED),
     (errors.ReceiptError, EXIT_REFUSED),
     (errors.PeerLost, EXIT_LOST),
     (errors.ConnectionClosed, EXIT_LOST),
@@ -42,10 +43,19 @@ def exit_code(error: BaseException) -> int:
     """The exit code that stands for an error."""
     if isinstance(error, CommandError):
         return error.code
-    code = getattr(error, "exit_code", None)
-    if isinstance(code, int):
-        return code
-    return next((code for kind, code in _CODES if isinstance(error, kind)), EXIT_FAILED)
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return code
+    if "crust.node.transfer.error" in sys.modules:
+        from crust.node.transfer import error as transfer
+
+        if isinstance(error, transfer.SourceError):
+            return EXIT_USAGE
+        if isinstance(error, transfer.TransferRefusedError):
+            return EXIT_REFUSED
+        if isinstance(error, transfer.TransferInterruptedError):
+            return EXIT_LOST
+    return EXIT_FAILED
 
 
 class _Parser(argparse.ArgumentParser):
@@ -196,7 +206,7 @@ def _explain(error: BaseException, args: argparse.Namespace, out: Output) -> int
         if report is not None:
             record = {**record, "report": report}
         with contextlib.suppress(OutputClosed):
-            out.data("", record)
+            out.record(record)
     return code
 
 

@@ -11,6 +11,7 @@ from crust.cli.output import CommandError
 if TYPE_CHECKING:
     from crust.config import Config
     from crust.crypto.keys import Identity, PeerId
+    from crust.node.node import Node
 
 __all__ = [
     "DEFAULT_TIMEOUT",
@@ -21,6 +22,7 @@ __all__ = [
     "identity_path",
     "load_config",
     "load_identity",
+    "make_node",
     "positive_number",
     "timeout",
 ]
@@ -169,9 +171,29 @@ def load_config(args: argparse.Namespace, **defaults: Any) -> Config:
         fields["transports"] = list(dict.fromkeys(args.transport))
     if getattr(args, "bootstrap", None):
         fields["bootstrap"] = args.bootstrap
+    if getattr(args, "directory", None):
+        fields["directory"] = args.directory
     for option, field in _SWITCHES.items():
         if getattr(args, f"no_{option}", False):
             if field not in Config.__struct_fields__:
                 raise CommandError(f"--no-{option}: this version has no other paths", code=2)
             fields[field] = False
     return msgspec.structs.replace(config, **fields)
+
+
+def make_node(args: argparse.Namespace, **defaults: Any) -> Node:
+    """A node as the options say, not started yet.
+
+    A peer that is lost is waited for as long as a dial may take: a person sits in front of a command.
+
+    Args:
+        args: as parsed.
+        **defaults: fields of the configuration that this command sets unless the file sets them.
+
+    Raises:
+        ConfigError, IdentityError: something cannot be used.
+    """
+    from crust.node.node import Node
+
+    defaults = {"resume_timeout": timeout(args), **defaults}
+    return Node(load_identity(args), load_config(args, **defaults))

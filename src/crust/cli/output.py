@@ -57,11 +57,19 @@ class Output:
         Raises:
             OutputClosed: the reader of our output is gone.
         """
-        if self.json:
-            if record is not None:
-                self._write(json.dumps(to_json(record)))
-        else:
+        if not self.json:
             self._write(text)
+        elif record is not None:
+            self.record(record)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Print a JSON object on one line; nothing without `--json`.
+
+        Raises:
+            OutputClosed: the reader of our output is gone.
+        """
+        if self.json:
+            self._write(json.dumps(to_json(record)))
 
     def say(self, text: str) -> None:
         """Print a line of talk on standard error."""
