@@ -1,0 +1,687 @@
+"""One µTP connection (BEP 29): bytes in order over datagrams, without socket, task or clock.
+
+The front end feeds whole batches of datagrams in, then takes out data, events and batches of datagrams, and arms one
+timer for `next_timeout()`. It runs bare, compatible with libutp and libtorrent, or inside Crust's tunnel, where both
+ends agree on connection ids beforehand and no SYN is needed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from crust.errors import LocalProtocolError, RemoteProtocolError
+from crust.proto.timers import TimerTable
+from crust.proto.utp.batch import Batch
+from crust.proto.utp.config import UtpConfig
+from crust.proto.utp.constants import (
+    INITIAL_PEER_WINDOW,
+    INITIAL_RTO,
+    MAX_ABSURD_TIMESTAMPS,
+    MAX_BATCH_BYTES,
+    MAX_PLAUSIBLE_RTT,
+    NO_DELAY_SAMPLE,
+    SYN_RETRIES,
+)
+from crust.proto.utp.events import Connected, DropReason, Ended, EndReason, PeerFinished, UtpEvent, UtpStats
+from crust.proto.utp.receiver import Receiver
+from crust.proto.utp.sender import Sender
+from crust.proto.utp.state import TRANSITIONS, Input, State
+from crust.proto.utp.timers import Timer
+from crust.wire.utp import (
+    HEADER_BYTES,
+    VERSION,
+    Buffer,
+    Extension,
+    Extensions,
+    Header,
+    PacketType,
+    is_header_run,
+    parse_extensions,
+    parse_header,
+    serialize_header,
+    unpack_header,
+)
+
+__all__ = ["UtpConnection"]
+
+_DATA = PacketType.DATA << 4 | VERSION
+_MICRO_MASK = 0xFFFFFFFF
+_NO_EXTENSIONS = Extensions()
+_SENDING = (State.ESTABLISHED, State.CLOSING, State.HALF_CLOSED, State.PEER_CLOSED, State.CLOSING_BOTH, State.LAST_ACK)
+_ENDED = (State.CLOSED, State.FAILED)
+# What a peer does by mistake or by a late packet, and never ends a connection for.
+_FORGIVEN = (DropReason.DUPLICATE, DropReason.OUT_OF_WINDOW)
+
+Fields = tuple[int, int, int, int, int, int, int, int]
+
+
+class UtpConnection:
+    """A connection; made with `connect`, `accept` or `established`.
+
+    After every call that takes something in, and whenever `next_timeout()` has passed (`handle_timeout`), drain
+    `next_event()`, `data_to_read()` and `datagrams_to_send()`.
+
+    Attributes:
+        stats: counters.
+    """
+
+    __slots__ = (
+        "_absurd",
+        "_close_wanted",
+        "_config",
+        "_events",
+        "_heard",
+        "_keepalive_due",
+        "_last",
+        "_receive_id",
+        "_receiver",
+        "_reset_due",
+        "_send_id",
+        "_sender",
+        "_sent",
+        "_state",
+        "_syn",
+        "_syn_count",
+        "_syn_due",
+        "_timers",
+        "stats",
+    )
+
+    def __init__(self, config: UtpConfig, now: float, ids: tuple[int, int], seq_nr: int, state: State) -> None:
+        self.stats = UtpStats()
+        self._config = config
+        self._receive_id, self._send_id = ids
+        self._state = state
+        self._timers: TimerTable[Timer] = TimerTable()
+        self._events: deque[UtpEvent] = deque()
+        self._sender = Sender(config, seq_nr, self._timers, self.stats, now)
+        self._receiver = Receiver(config, 0, self._timers, self.stats)
+        self._syn = 0  # seq_nr of the SYN, ours or the peer's
+        self._syn_count = 0
+        self._syn_due = self._reset_due = self._keepalive_due = self._close_wanted = False
+        self._last = (-1, -1)  # ack_nr and wnd_size of the last header whose acknowledgement was looked at
+        self._absurd = 0
+        self._heard = self._sent = now
+        if config.idle_timeout:
+            self._timers.set(Timer.IDLE, now + config.idle_timeout)
+        if config.keepalive:
+            self._timers.set(Timer.KEEPALIVE, now + config.keepalive)
+
+    # -- making one ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def connect(cls, config: UtpConfig, now: float, random: Callable[[int], bytes]) -> UtpConnection:
+        """Open a connection with a SYN.
+
+        Args:
+            config: settings.
+            now: the present time in seconds, of a clock that does not go back.
+            random: gives so many random bytes.
+        """
+        receive_id, seq_nr = int.from_bytes(random(2)), int.from_bytes(random(2))
+        # The SYN carries the id that its sender expects; the other direction uses the next one (BEP 29).
+        self = cls(config, now, (receive_id, (receive_id + 1) & 0xFFFF), seq_nr + 1, State.SYN_SENT)
+        self._syn, self._syn_due = seq_nr, True
+        return self
+
+    @classmethod
+    def accept(
+        cls, first_packet: Buffer, config: UtpConfig, now: float, random: Callable[[int], bytes]
+    ) -> UtpConnection:
+        """Answer a SYN.
+
+        Args:
+            first_packet: the datagram with the SYN.
+            config: settings.
+            now: the present time.
+            random: gives so many random bytes.
+
+        Raises:
+            RemoteProtocolError: the datagram is no SYN.
+        """
+        header = parse_header(first_packet)
+        if header.type is not PacketType.SYN:
+            raise RemoteProtocolError(f"a connection cannot begin with {header.type.name}")
+        if header.extension:
+            parse_extensions(header.extension, first_packet[HEADER_BYTES:])
+        ids = ((header.connection_id + 1) & 0xFFFF, header.connection_id)
+        self = cls(config, now, ids, int.from_bytes(random(2)), State.SYN_RECEIVED)
+        self._syn, self._syn_due = header.seq_nr, True
+        self._begin_receiving(header.seq_nr + 1)
+        self._receiver.reply_micro = (int(now * 1e6) - header.timestamp) & _MICRO_MASK
+        self.stats.packets_received = 1
+        self._timers.set(Timer.STALL, now + config.stall_timeout)
+        return self
+
+    @classmethod
+    def established(
+        cls, config: UtpConfig, now: float, *, receive_id: int, send_id: int, seq_nr: int = 1, peer_seq_nr: int = 1
+    ) -> UtpConnection:
+        """Begin with what both ends have agreed on: no SYN, and data at once.
+
+        Args:
+            config: settings.
+            now: the present time.
+            receive_id: connection id of packets to us.
+            send_id: connection id of packets to the peer.
+            seq_nr: number of our first packet.
+            peer_seq_nr: number of the peer's first packet.
+        """
+        self = cls(config, now, (receive_id, send_id), seq_nr, State.ESTABLISHED)
+        self._begin_receiving(peer_seq_nr)
+        self._sender.peer_window = INITIAL_PEER_WINDOW
+        self._events.append(Connected())
+        return self
+
+    def _begin_receiving(self, next_seq: int) -> None:
+        self._receiver.buffer.next_seq = next_seq
+
+    # -- what it is like -----------------------------------------------------------------------------------------
+
+    @property
+    def receive_id(self) -> int:
+        """The connection id of packets to us: with the peer's address, what tells connections apart on a socket."""
+        return self._receive_id
+
+    @property
+    def state(self) -> State:
+        """Where the connection is."""
+        return self._state
+
+    @property
+    def ended(self) -> bool:
+        """Nothing will happen any more; the `Ended` event tells why."""
+        return self._state in _ENDED
+
+    @property
+    def send_space(self) -> int:
+        """Bytes that `send_data` would accept now."""
+        return self._sender.space if self._may_send else 0
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes accepted and not sent yet."""
+        return self._sender.queue.size
+
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """Bytes accepted that the peer has not acknowledged in order."""
+        return self._sender.queue.size + self._sender.flight.held_bytes
+
+    @property
+    def cwnd(self) -> int:
+        """The congestion window in bytes."""
+        return self._sender.congestion.cwnd
+
+    @property
+    def srtt(self) -> float:
+        """The smoothed round-trip time in seconds; 0 before it was measured."""
+        return self._sender.rtt.srtt
+
+    @property
+    def mtu(self) -> int:
+        """The size of full packets, header included."""
+        return self._sender.mtu.current
+
+    @property
+    def _may_send(self) -> bool:
+        return self._state not in _ENDED and not self._sender.closing and not self._close_wanted
+
+    # -- the application's side ----------------------------------------------------------------------------------
+
+    def send_data(self, buffers: Buffer | Iterable[Buffer], now: float) -> int:
+        """Queue data, as much as there is room for.
+
+        Nothing is copied: a buffer must not change until it has been acknowledged.
+
+        Args:
+            buffers: one buffer or several.
+            now: the present time.
+
+        Returns:
+            How many bytes were accepted, counted over the buffers in order.
+
+        Raises:
+            LocalProtocolError: after `close` or the end of the connection.
+        """
+        if not self._may_send:
+            raise LocalProtocolError("send_data after the end of the connection")
+        accepted = 0
+        for buffer in (buffers,) if isinstance(buffers, (bytes, bytearray, memoryview)) else buffers:
+            view = memoryview(buffer)
+            if view.itemsize != 1 or not view.contiguous or view.ndim != 1:
+                view = view.cast("B")
+            taken = self._sender.offer(view, now)
+            accepted += taken
+            if taken < len(view):
+                break
+        return accepted
+
+    def data_to_read(self) -> list[Buffer]:
+        """The data in order that has arrived since the last call.
+
+        It counts against the receive window until `consumed` is called.
+        """
+        return self._receiver.buffer.take()
+
+    def consumed(self, size: int) -> None:
+        """Open the receive window by so many bytes of what `data_to_read` gave.
+
+        Raises:
+            LocalProtocolError: these are more than it gave.
+        """
+        if not self._receiver.consumed(size):
+            raise LocalProtocolError(f"consumed({size}) is more than was read")
+
+    def next_event(self) -> UtpEvent | None:
+        """The next event, or None."""
+        return self._events.popleft() if self._events else None
+
+    def close(self) -> None:
+        """End our direction after all that was accepted; the peer's stays open until it ends it.
+
+        The connection is over when both have ended, or when the peer does not follow within `close_timeout`.
+        """
+        if self._state in (State.SYN_SENT, State.SYN_RECEIVED):
+            self._close_wanted = True
+        elif self._may_send:
+            self._sender.closing = True
+            self._move(Input.CLOSE)
+
+    def abort(self, detail: str = "aborted") -> None:
+        """End the connection now: what is not acknowledged may be lost, and the peer is told by a RESET."""
+        if self._state not in _ENDED:
+            self._fail(Input.FAULT, EndReason.ABORTED, detail)
+
+    # -- from the network ----------------------------------------------------------------------------------------
+
+    def receive_datagrams(self, batch: Iterable[Buffer], now: float) -> None:
+        """Take in datagrams, each a whole packet; data of them stays referenced until it has been read.
+
+        Never raises for what a datagram holds: it is dropped and counted, or ends the connection with one event.
+        """
+        received = 0
+        micros = int(now * 1e6)
+        for datagram in batch:
+            if len(datagram) < HEADER_BYTES:
+                self.stats.drop(DropReason.MALFORMED)
+                continue
+            fields: Fields = unpack_header(datagram)
+            first, extension, connection_id, timestamp, _, window, seq_nr, ack_nr = fields
+            receiver = self._receiver
+            # The common packet: data, next in order, with nothing new to say about ours.
+            if (
+                first == _DATA
+                and not extension
+                and (ack_nr, window) == self._last
+                and seq_nr == receiver.buffer.next_seq & 0xFFFF
+                and connection_id == self._receive_id
+                and receiver.on_run(1, datagram[HEADER_BYTES:])
+            ):
+                receiver.reply_micro = (micros - timestamp) & _MICRO_MASK
+                received += 1
+                self.stats.bytes_received += len(datagram) - HEADER_BYTES
+            else:
+                self._receive_packet(fields, datagram[HEADER_BYTES:], now)
+        self.stats.packets_received += received
+        self._heard = now
+
+    def receive_run(self, headers: Buffer, bodies: Buffer, body_bytes: int, now: float) -> None:
+        """Take in packets whose headers and bodies lie one after the other, as a tunnel lays them when it opens them.
+
+        Args:
+            headers: the headers, 20 bytes each.
+            bodies: what follows each header, `body_bytes` long but for the last, which may be shorter; at least one
+                byte each.
+            body_bytes: see there.
+            now: the present time.
+        """
+        count = len(headers) // HEADER_BYTES
+        fields: Fields = unpack_header(headers)
+        first, extension, connection_id, timestamp, _, window, seq_nr, ack_nr = fields
+        receiver = self._receiver
+        if (
+            first == _DATA
+            and not extension
+            and (ack_nr, window) == self._last
+            and seq_nr == receiver.buffer.next_seq & 0xFFFF
+            and connection_id == self._receive_id
+            and is_header_run(headers, count)
+            and receiver.on_run(count, bodies)
+        ):
+            receiver.reply_micro = (int(now * 1e6) - timestamp) & _MICRO_MASK
+            self.stats.packets_received += count
+            self.stats.bytes_received += len(bodies)
+        else:
+            view = memoryview(bodies)
+            for at in range(count):
+                body = view[at * body_bytes : (at + 1) * body_bytes]
+                self._receive_packet(unpack_header(headers, at * HEADER_BYTES), body, now)
+        self._heard = now
+
+    def _receive_packet(self, fields: Fields, body: Buffer, now: float) -> None:
+        """Take in any packet."""
+        first, kind, connection_id, timestamp, difference, window, seq_nr, ack_nr = fields
+        packet_type = first >> 4
+        if first & 15 != VERSION or packet_type > PacketType.SYN:
+            self._refuse(DropReason.MALFORMED, f"a first byte of {first:#04x}")
+            return
+        if packet_type == PacketType.SYN:
+            self._on_syn(connection_id, seq_nr)
+            return
+        if connection_id != self._receive_id or self._state in _ENDED:
+            self.stats.drop(DropReason.FOREIGN)
+            return
+        extensions = _NO_EXTENSIONS
+        if kind:
+            try:
+                extensions = parse_extensions(kind, body)
+            except RemoteProtocolError as error:
+                self._refuse(DropReason.MALFORMED, str(error))
+                return
+        self.stats.packets_received += 1
+        if packet_type == PacketType.RESET:
+            self._on_reset(ack_nr)
+            return
+        if self._state is State.SYN_SENT and not self._on_syn_answer(packet_type, seq_nr, ack_nr, window, now):
+            return
+        payload = body[extensions.length :] if extensions.length else body
+        if not self._on_ack(
+            ack_nr,
+            window,
+            extensions.sack,
+            self._check_times(timestamp, difference, now),
+            now,
+            pure=packet_type == PacketType.STATE,
+        ):
+            return
+        if packet_type == PacketType.DATA:
+            self._on_data(seq_nr, payload, extensions.part, now)
+        elif packet_type == PacketType.FIN:
+            self._on_drop(self._receiver.on_fin(seq_nr), "a FIN before the end of the data")
+            self._check_peer_end(now)
+
+    def _check_times(self, timestamp: int, difference: int, now: float) -> int | None:
+        """Keep what the timestamps say; returns the one-way delay that the peer measured, if it is believable."""
+        micros = int(now * 1e6)
+        self._receiver.reply_micro = (micros - timestamp) & _MICRO_MASK
+        if not difference or difference == NO_DELAY_SAMPLE:
+            return None
+        # The peer's clock now less its clock then, added to our clock then, is our clock now less the round trip: the
+        # offset between the clocks cancels out, so a lie shows.
+        round_trip = (micros - timestamp + difference) & _MICRO_MASK
+        if round_trip <= MAX_PLAUSIBLE_RTT * 1e6:
+            self._absurd = 0
+            return difference
+        self._absurd += 1
+        self.stats.absurd_timestamps += 1
+        if self._absurd >= MAX_ABSURD_TIMESTAMPS and self._config.tunnel and self._state not in _ENDED:
+            self._fail(Input.FAULT, EndReason.VIOLATION, "timestamps that cannot be")
+        return None
+
+    def _on_ack(self, ack_nr: int, window: int, sack: int, delay_us: int | None, now: float, *, pure: bool) -> bool:
+        """Take in an acknowledgement; False when the rest of the packet is not to be looked at."""
+        if self._state in _ENDED:
+            return False
+        flight = self._sender.flight
+        una = flight.una + ((ack_nr + 1 - flight.una + 0x8000) & 0xFFFF) - 0x8000
+        if una > flight.next_seq or una + 1 + sack.bit_length() > max(flight.next_seq, una + 1):
+            self._refuse(
+                DropReason.IMPOSSIBLE_ACK, f"an ack of {una - 1 + sack.bit_length()} packets past what was sent"
+            )
+            return False
+        if self._state is State.SYN_RECEIVED:
+            if una != flight.next_seq:
+                self.stats.drop(DropReason.UNEXPECTED)
+                return False
+            # The number of our answer was random: who knows it gets what we send.
+            self._timers.clear(Timer.STALL)
+            self._become_established(now)
+        self._last = (ack_nr, window)
+        self._sender.on_ack(una, sack << 1, window, delay_us, now, pure=pure)
+        if self._sender.done and self._state in (State.CLOSING, State.CLOSING_BOTH, State.LAST_ACK):
+            self._move(Input.END_ACKNOWLEDGED)
+            self._wait_for_peer(now)
+        return True
+
+    def _on_data(self, seq_nr: int, payload: Buffer, part: tuple[int, int] | None, now: float) -> None:
+        before = self._receiver.buffer.used_bytes
+        drop = self._receiver.on_data(seq_nr, payload, part)
+        self.stats.bytes_received += self._receiver.buffer.used_bytes - before
+        self._on_drop(drop, f"data with seq_nr {seq_nr}")
+        if self._state is State.HALF_CLOSED:
+            self._wait_for_peer(now)
+        self._check_peer_end(now)
+
+    def _on_drop(self, reason: DropReason | None, what: str) -> None:
+        if reason in _FORGIVEN:
+            self.stats.drop(reason)
+        elif reason is not None:
+            self._refuse(reason, what)
+
+    def _refuse(self, reason: DropReason, what: str) -> None:
+        """A packet breaks the protocol: bare, anybody could have sent it; in the tunnel it was the peer."""
+        self.stats.drop(reason)
+        if self._config.tunnel and self._state not in _ENDED:
+            self._fail(Input.FAULT, EndReason.VIOLATION, f"{what}: {reason.value}")
+
+    def _check_peer_end(self, now: float) -> None:
+        if self._receiver.buffer.finished and self._state in (State.ESTABLISHED, State.CLOSING, State.HALF_CLOSED):
+            self._move(Input.PEER_END)
+            self._events.append(PeerFinished())
+            self._wait_for_peer(now)
+
+    # -- beginning and end ---------------------------------------------------------------------------------------
+
+    def _on_syn(self, connection_id: int, seq_nr: int) -> None:
+        """A SYN once more: our answer was lost. (libtorrent ignores these; libutp answers.)"""
+        if connection_id == self._send_id and seq_nr == self._syn and self._state is not State.SYN_SENT:
+            if self._state is State.SYN_RECEIVED:
+                self._syn_due = True
+            else:
+                self._receiver.force_ack()
+        else:
+            self._refuse(DropReason.UNEXPECTED, "a SYN")
+
+    def _on_syn_answer(self, packet_type: int, seq_nr: int, ack_nr: int, window: int, now: float) -> bool:
+        # Data that overtook the answer does not tell where the stream begins: it will be sent again.
+        if packet_type != PacketType.STATE or ack_nr != self._syn:
+            self.stats.drop(DropReason.UNEXPECTED)
+            return False
+        # libutp and libtorrent: the answer carries the number of the first data packet to come.
+        self._begin_receiving(seq_nr)
+        self._sender.peer_window = window
+        self._timers.clear(Timer.RETRANSMIT)
+        if self._syn_count == 1:
+            self._sender.rtt.add(max(now - self._sent, 1e-6), now)
+        # Shows the peer that its answer arrived, in case we have nothing to send.
+        self._receiver.force_ack()
+        self._become_established(now)
+        return True
+
+    def _become_established(self, now: float) -> None:
+        self._move(Input.SYN_ACKNOWLEDGED if self._state is State.SYN_SENT else Input.CONFIRMED)
+        self._events.append(Connected())
+        if self._close_wanted:
+            self._close_wanted = False
+            self.close()
+        if self._sender.queue.size:
+            self._timers.set(Timer.STALL, now + self._config.stall_timeout)
+
+    def _on_reset(self, ack_nr: int) -> None:
+        sender = self._sender
+        behind = (sender.flight.next_seq - 1 - ack_nr) & 0xFFFF
+        if self._state is State.SYN_SENT:
+            if ack_nr == self._syn:
+                self._fail(Input.RESET, EndReason.REFUSED, "the peer refused the connection")
+            return
+        if behind >= 0x8000:  # as libtorrent: a forged one hardly knows our numbers
+            self._refuse(DropReason.IMPOSSIBLE_ACK, "a RESET")
+            return
+        if TRANSITIONS[self._state, Input.RESET] is State.CLOSED:
+            self._move(Input.RESET)
+            self._finish(EndReason.CLOSED, "")
+        else:
+            self._fail(Input.RESET, EndReason.RESET, "the peer reset the connection")
+
+    def _wait_for_peer(self, now: float) -> None:
+        """Arm what the present state waits for, or end."""
+        if self._state is State.HALF_CLOSED:
+            self._timers.set(Timer.LINGER, now + self._config.close_timeout)
+        elif self._state is State.LINGERING:
+            # Long enough for two repetitions of the peer's FIN, should our ack of it be lost.
+            self._timers.set(Timer.LINGER, now + min(4 * self._sender.rtt.rto, self._config.close_timeout))
+        elif self._state is State.CLOSED:
+            self._finish(EndReason.CLOSED, "")
+
+    def _move(self, event: Input) -> None:
+        self._state = TRANSITIONS[self._state, event]
+
+    def _fail(self, event: Input, reason: EndReason, detail: str) -> None:
+        self._reset_due = event is not Input.RESET and self._state is not State.SYN_SENT
+        self._move(event)
+        self._finish(reason, detail)
+
+    def _finish(self, reason: EndReason, detail: str) -> None:
+        """The one end of a connection: what has arrived can still be read."""
+        self._events.append(Ended(reason, detail or reason.value))
+        self._last = (-1, -1)
+        self._timers.clear_all()
+        self._sender.forget()
+        self._receiver.buffer.forget_gaps()
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def next_timeout(self) -> float | None:
+        """When `handle_timeout` is to be called, or None."""
+        return self._timers.next_timeout()
+
+    def handle_timeout(self, now: float) -> None:
+        """Let the timers fire that are due."""
+        for timer in self._timers.pop_due(now):
+            if self._state in _ENDED:
+                return
+            if timer is Timer.DELAYED_ACK:
+                self._receiver.force_ack()
+            elif timer is Timer.KEEPALIVE:
+                self._keepalive_due = now - self._sent >= self._config.keepalive
+                self._timers.set(Timer.KEEPALIVE, (now if self._keepalive_due else self._sent) + self._config.keepalive)
+            elif timer is Timer.IDLE:
+                self._on_idle(now)
+            elif timer is Timer.LINGER:
+                self._move(Input.PATIENCE_OVER)
+                self._finish(EndReason.CLOSED, "")
+            elif self._state is State.SYN_SENT and timer is Timer.RETRANSMIT:
+                self._syn_due = True
+                if self._syn_count > SYN_RETRIES:
+                    self._fail(Input.FAULT, EndReason.TIMED_OUT, "no answer to the SYN")
+            elif self._sender.on_timer(timer, now) or (timer is Timer.STALL and self._state is State.SYN_RECEIVED):
+                self._on_stall()
+
+    def _on_idle(self, now: float) -> None:
+        deadline = self._heard + self._config.idle_timeout
+        if deadline <= now:
+            self._fail(Input.FAULT, EndReason.TIMED_OUT, f"nothing heard for {self._config.idle_timeout:g} s")
+        else:
+            self._timers.set(Timer.IDLE, deadline)
+
+    def _on_stall(self) -> None:
+        seconds = f"{self._config.stall_timeout:g} s"
+        if self._sender.peer_window < self._config.mtu and self._state is not State.SYN_RECEIVED:
+            self._fail(Input.FAULT, EndReason.STALLED, f"the peer's window has been shut for {seconds}")
+        else:
+            self._fail(Input.FAULT, EndReason.TIMED_OUT, f"nothing acknowledged for {seconds}")
+
+    def datagram_too_big(self, size: int, now: float) -> None:
+        """The carrier refused a packet of `size` bytes, header included (EMSGSIZE): use smaller ones."""
+        if self._state not in _ENDED:
+            self._sender.datagram_too_big(size, now)
+
+    def path_changed(self, now: float, mtu_ceiling: int | None = None) -> None:
+        """Packets travel another way from now on: forget round trips, window and packet size of the old one.
+
+        Args:
+            now: the present time.
+            mtu_ceiling: largest packet that the new way may take, if that is known.
+        """
+        if self._state not in _ENDED:
+            self._sender.restart_path(now, mtu_ceiling)
+
+    # -- to the network ------------------------------------------------------------------------------------------
+
+    def datagrams_to_send(self, now: float, max_bytes: int = 4 * MAX_BATCH_BYTES) -> list[Batch]:
+        """Packets to send now; to be called again until there are none.
+
+        Args:
+            now: the present time.
+            max_bytes: about how much payload to give out at once, so that a burst stays within what a socket takes.
+        """
+        if self._state not in _SENDING:
+            return self._control_packets(now)
+        receiver = self._receiver
+        header = self._header(PacketType.DATA, now)
+        batches = []
+        if receiver.sack_due:
+            # In a packet of its own, so that those with data keep one size; and first, as it is urgent.
+            batches.append(self._state_packet(header))
+        data = self._sender.collect(now, max_bytes, header)
+        if data:
+            receiver.sent()
+            batches += data
+        elif receiver.ack_due and not batches:
+            batches.append(self._state_packet(header))
+        elif self._keepalive_due:
+            # As libutp: the ack before the last one, which is not taken for a duplicate that means a loss.
+            batches.append(self._state_packet(header._replace(ack_nr=header.ack_nr - 1)))
+        else:
+            receiver.delay_ack(now)
+        if batches:
+            self._keepalive_due = False
+            self._sent = now
+        return batches
+
+    def _control_packets(self, now: float) -> list[Batch]:
+        """Packets of the states that carry no data."""
+        packet: Batch | None = None
+        if self._reset_due:
+            self._reset_due = False
+            packet = self._bare(self._header(PacketType.RESET, now))
+        elif self._state is State.SYN_SENT and self._syn_due:
+            packet = self._bare(
+                self._header(PacketType.SYN, now)._replace(connection_id=self._receive_id, seq_nr=self._syn, ack_nr=0)
+            )
+            self._timers.set(Timer.RETRANSMIT, now + INITIAL_RTO * 2**self._syn_count)
+            self._syn_count += 1
+        elif (self._state is State.SYN_RECEIVED and self._syn_due) or (
+            self._state is State.LINGERING and self._receiver.ack_due
+        ):
+            packet = self._state_packet(self._header(PacketType.STATE, now))
+        self._syn_due = False
+        if packet is None:
+            return []
+        self._sent = now
+        return [packet]
+
+    def _header(self, packet_type: PacketType, now: float) -> Header:
+        receiver = self._receiver
+        return Header(
+            packet_type,
+            Extension.NONE,
+            self._send_id,
+            int(now * 1e6) & _MICRO_MASK or 1,  # libtorrent takes 0 for "no time"
+            receiver.reply_micro,
+            receiver.window,
+            self._sender.flight.next_seq,
+            receiver.buffer.next_seq - 1,
+        )
+
+    def _state_packet(self, header: Header) -> Batch:
+        """A packet that only acknowledges."""
+        kind, chain = self._receiver.selective_ack()
+        self._receiver.sent()
+        return self._bare(header._replace(type=PacketType.STATE, extension=kind), chain)
+
+    def _bare(self, header: Header, body: bytes = b"") -> Batch:
+        self.stats.packets_sent += 1
+        return Batch(serialize_header(header), [body])

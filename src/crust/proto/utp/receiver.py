@@ -1,0 +1,139 @@
+"""The receiving half of a connection: what arrived, and when to acknowledge it."""
+
+from __future__ import annotations
+
+from crust.proto.timers import TimerTable
+from crust.proto.utp.config import UtpConfig
+from crust.proto.utp.constants import ACK_EVERY_PACKETS
+from crust.proto.utp.events import DropReason, UtpStats
+from crust.proto.utp.receive_buffer import Outcome, ReceiveBuffer
+from crust.proto.utp.timers import Timer
+from crust.wire.utp import (
+    MAX_SACK_PACKETS,
+    Buffer,
+    Extension,
+    serialize_far_ack,
+    serialize_selective_ack,
+)
+
+__all__ = ["Receiver"]
+
+_DROPS = {
+    Outcome.DUPLICATE: DropReason.DUPLICATE,
+    Outcome.REFUSED: DropReason.OUT_OF_WINDOW,
+    Outcome.AFTER_END: DropReason.AFTER_END,
+    Outcome.BAD_PART: DropReason.BAD_PART,
+}
+# The window is told without being asked for when this part of it has opened.
+_UPDATE_FRACTION = 4
+
+
+class Receiver:
+    """Receive buffer and acknowledgements.
+
+    Attributes:
+        buffer: the data.
+        reply_micro: our clock at the arrival of the last packet less the peer's clock at its departure.
+        window: what the next packet of ours advertises.
+    """
+
+    __slots__ = (
+        "_ack_now",
+        "_config",
+        "_freed",
+        "_stats",
+        "_timers",
+        "_unacknowledged",
+        "_window_sent",
+        "buffer",
+        "reply_micro",
+    )
+
+    def __init__(self, config: UtpConfig, next_seq: int, timers: TimerTable[Timer], stats: UtpStats) -> None:
+        self._config, self._timers, self._stats = config, timers, stats
+        self.buffer = ReceiveBuffer(next_seq, config.receive_window)
+        self.reply_micro = 0
+        self._unacknowledged = 0  # packets since our last ack
+        self._ack_now = False
+        self._window_sent = config.receive_window
+        self._freed = 0  # bytes consumed since our last packet
+
+    @property
+    def window(self) -> int:
+        """What the next packet of ours advertises."""
+        return self.buffer.window
+
+    @property
+    def ack_due(self) -> bool:
+        """An acknowledgement must not wait any longer."""
+        return self._ack_now or self._unacknowledged >= ACK_EVERY_PACKETS
+
+    @property
+    def sack_due(self) -> bool:
+        """There are gaps that the peer does not know of."""
+        return self._ack_now and self.buffer.held != 0
+
+    def force_ack(self) -> None:
+        """Acknowledge with the next packet."""
+        self._ack_now = True
+
+    def on_run(self, count: int, payload: Buffer) -> bool:
+        """Take in packets that come next, payloads one after the other; False when they must come one by one."""
+        if not self.buffer.append_run(count, payload):
+            return False
+        self._unacknowledged += count
+        return True
+
+    def on_data(self, seq_nr: int, payload: Buffer, part: tuple[int, int] | None) -> DropReason | None:
+        """Take in a packet, or a part of one; returns why it is dropped, if it is."""
+        buffer = self.buffer
+        seq = self._absolute(seq_nr)
+        gap = buffer.held
+        outcome = buffer.insert(seq, payload) if part is None else buffer.insert_part(seq, *part, payload)
+        if outcome is Outcome.IN_ORDER and not gap:
+            self._unacknowledged += 1
+            return None
+        # Anything unusual is told at once: gaps and their end for fast repetition, and what was sent in vain (BEP 29).
+        self._ack_now = True
+        return _DROPS.get(outcome)
+
+    def on_fin(self, seq_nr: int) -> DropReason | None:
+        """Take in the peer's FIN; returns why it is dropped, if it is."""
+        self._ack_now = True
+        return _DROPS.get(self.buffer.finish(self._absolute(seq_nr)))
+
+    def consumed(self, size: int) -> bool:
+        """The application has taken `size` bytes; False when it had not so many."""
+        if not self.buffer.consumed(size):
+            return False
+        self._freed += size
+        enough = self._config.receive_window // _UPDATE_FRACTION
+        if self._freed >= enough or (self._window_sent < enough and self._freed >= 2 * self._config.mtu_ceiling):
+            # The peer may be waiting for it (RFC 9293 §3.8.6.2.2: not for every few bytes).
+            self._ack_now = True
+        return True
+
+    def sent(self) -> None:
+        """A packet with the present `ack_nr` and window has been made."""
+        self._window_sent = self.buffer.window
+        self._freed = self._unacknowledged = 0
+        self._ack_now = False
+        self._timers.clear(Timer.DELAYED_ACK)
+
+    def delay_ack(self, now: float) -> None:
+        """Let a single packet wait for company."""
+        if self._unacknowledged:
+            self._timers.set_if_unset(Timer.DELAYED_ACK, now + self._config.ack_delay)
+
+    def selective_ack(self) -> tuple[int, bytes]:
+        """(first kind, chain) of the extensions that tell of what is held ahead of gaps; (0, b"") for nothing."""
+        held = self.buffer.held
+        if not held:
+            return Extension.NONE, b""
+        if self._config.tunnel and held >> MAX_SACK_PACKETS:
+            return Extension.SELECTIVE_ACK, serialize_selective_ack(held, Extension.FAR_ACK) + serialize_far_ack(held)
+        return Extension.SELECTIVE_ACK, serialize_selective_ack(held)
+
+    def _absolute(self, seq_nr: int) -> int:
+        expected = self.buffer.next_seq
+        return expected + ((seq_nr - expected + 0x8000) & 0xFFFF) - 0x8000
