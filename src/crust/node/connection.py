@@ -474,7 +474,10 @@ class Connection:
             if timer is not None:
                 timer.cancel()
                 self._timer = None
-        elif timer is None or due < timer.when() - 0.0005:
+            return
+        # uvloop makes no timer, but a call without `when()`, of what is due within half a millisecond.
+        due = max(due, self._loop.time() + 0.001)
+        if timer is None or due < timer.when() - 0.0015:
             if timer is not None:
                 timer.cancel()
             self._timer = self._loop.call_at(due, self._on_timer)
