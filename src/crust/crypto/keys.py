@@ -65,7 +65,7 @@ class PeerId:
             raise ParseError('not a PeerId: it does not begin with "crust"' if text else "not a PeerId: nothing there")
         body = text[len(_PREFIX) :]
         try:
-            base32.check_characters(body[:_TEXT_CHARACTERS], offset=len(_PREFIX))
+            base32.check_characters(body[: _TEXT_CHARACTERS - len(_PREFIX)], offset=len(_PREFIX))
             if len(text) != _TEXT_CHARACTERS:
                 kind = "short" if len(text) < _TEXT_CHARACTERS else "long"
                 raise ParseError(f"too {kind}: {len(text)} characters, a PeerId has {_TEXT_CHARACTERS}")
