@@ -72,8 +72,23 @@ async def test_baselines_give_every_figure_that_means_something() -> None:
             name: 2 for name in FIGURES if name != "idle_kib"
         }
         assert all(value > 0 for name, values in readings.items() if name != "idle_kib" for value in values)
-        assert results.idle_sides[row] == pytest.approx(results.idle_sides[row])
         assert readings["idle_kib"] == [max(results.idle_sides[row])]
+
+
+async def test_crust_rows_give_every_figure() -> None:
+    results = await measure(tiny(rows=["tcp", "tcp_unsigned"]), no_progress)
+    assert results.missing == {}
+    for row in ("tcp", "tcp_unsigned"):
+        assert set(results.figures[row]) == set(FIGURES)
+        assert all(value > 0 for name, [value] in results.figures[row].items() if name != "idle_kib")
+        assert results.figures[row]["idle_kib"] == [max(results.idle_sides[row])]
+    assert results.idle_connections == 20
+
+
+@pytest.mark.parametrize("row", ["utp", "utp_1500"])
+async def test_utp_is_measured_over_utp_or_said_to_be_missing(row: str) -> None:
+    results = await measure(tiny(rows=[row], measures=["rtt"]), no_progress)
+    assert bool(results.missing.get(row)) is (row not in results.figures)
 
 
 async def test_what_is_not_asked_for_is_not_measured() -> None:
