@@ -76,11 +76,11 @@ reference: $(VENV)/.stamp-dev
 	@$(BIN)/python tools/reference.py
 
 docs: $(VENV)/.stamp-docs
-	@$(BIN)/mkdocs build --strict --quiet --clean
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --clean
 	@echo "site/index.html"
 
 docs-serve: $(VENV)/.stamp-docs
-	@$(BIN)/mkdocs serve
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 fuzz: $(VENV)/.stamp-fuzz
 	@$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) $(ARGS)

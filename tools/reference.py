@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Write the tables of docs/reference that follow from the code: settings, commands and options, errors.
 
-    make reference            rewrites what stands between the markers in the pages
-    python tools/reference.py --check    says which page is out of date (a test runs this)
+make reference            rewrites what stands between the markers in the pages
+python tools/reference.py --check    says which page is out of date (a test runs this)
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -54,7 +55,7 @@ def size(count: float) -> str:
     for unit, factor in (("GiB", KIB**3), ("MiB", KIB**2), ("KiB", KIB)):
         if count >= factor and count % factor == 0:
             return f"{count // factor:.0f} {unit}"
-    return f"{count:.0f}"
+    return f"{count:,.0f}"
 
 
 def show_default(name: str, value: Any) -> str:
@@ -116,7 +117,8 @@ def option_rows(actions: list[argparse.Action]) -> Iterator[str]:
         words = ", ".join(action.option_strings) or value
         if action.option_strings and action.nargs != 0:
             words += f" {value}"
-        yield f"| `{words}` | {cell((action.help or '') % {'default': action.default})} |".replace("`|", "`\\|")
+        words = words.replace("|", "\\|")
+        yield f"| `{words}` | {cell((action.help or '') % {'default': action.default})} |"
     yield ""
 
 
@@ -140,14 +142,18 @@ def cli_tables() -> Iterator[str]:
     yield ""
     yield from option_rows(node)
     for name, summary in COMMANDS.items():
+        if find_spec(f"crust.cli.{name}") is None:
+            continue  # planned
         module = importlib.import_module(f"crust.cli.{name}")
         actions = collect(module.add_arguments)
         makes_node = any("--transport" in action.option_strings for action in actions)
         own = [action for action in actions if not known.intersection(action.option_strings)]
         yield f"### `crust {name}`"
         yield ""
-        yield from (inspect.getdoc(module) or cell(summary)).splitlines()
-        yield ""
+        for paragraph in (inspect.getdoc(module) or cell(summary)).split("\n\n"):
+            # What is laid out in columns stays so.
+            yield f"```text\n{paragraph}\n```" if "   " in paragraph else paragraph
+            yield ""
         yield from option_rows(own)
         if makes_node:
             yield "Takes the options of a node too."

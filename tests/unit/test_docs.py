@@ -50,7 +50,7 @@ def test_rules_that_the_code_cites_are_written_down() -> None:
     cited = {
         number
         for path in (ROOT / "src").rglob("*.py")
-        for group in re.findall(r"PROTOCOL (\d+(?:(?:, | and |-|–| to )\d+)*)", path.read_text(encoding="utf-8"))
+        for group in re.findall(r"PROTOCOL (\d+(?:(?:, | and |-| to )\d+)*)", path.read_text(encoding="utf-8"))
         for number in re.findall(r"\d+", group)
     }
     assert cited

@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""Make the test vectors of the documentation from fixed keys.
+
+    python tools/vectors.py > docs/explanation/vectors.json
+
+A test compares them with what the code says today, so that no change of the wire goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from crust.crypto.aead import Suite
+from crust.crypto.keys import Identity
+from crust.proto.noise.handshake import EphemeralCache, Hello, InitiatorHandshake, Network, ResponderHandshake
+from crust.proto.noise.transport import KeyPair, rekey
+from crust.proto.record import RecordCodec
+from crust.types import Candidate
+from crust.wire import frames
+from crust.wire.contact import Contact
+
+INITIATOR = Identity.from_seed(bytes(range(32)))
+RESPONDER = Identity.from_seed(bytes(range(32, 64)))
+INITIATOR_EPHEMERAL = bytes(range(64, 96))
+RESPONDER_EPHEMERAL = bytes(range(96, 128))
+SALT = bytes(range(128, 144))
+PADDING = 5
+NETWORK = ("garden", b"a network key")
+
+
+def scripted(*draws: bytes) -> Callable[[int], bytes]:
+    """Randomness that gives these bytes, each asked for by its length."""
+    left = list(draws)
+
+    def draw(size: int) -> bytes:
+        value = left.pop(0)
+        assert len(value) == size
+        return value
+
+    return draw
+
+
+def handshake(suite: Suite) -> dict[str, Any]:
+    """One handshake, the first record each way, and the keys after a renewal."""
+    network = Network.of(*NETWORK)
+    padding = PADDING.to_bytes(4, "big")
+    initiator = InitiatorHandshake(
+        INITIATOR,
+        RESPONDER.id,
+        network,
+        Hello(INITIATOR.id),
+        random=scripted(INITIATOR_EPHEMERAL, SALT, padding),
+        suite=suite,
+    )
+    message_1 = initiator.data_to_send()
+    responder = ResponderHandshake(
+        RESPONDER, network, random=scripted(RESPONDER_EPHEMERAL, padding), seen=EphemeralCache()
+    )
+    assert responder.receive_data(message_1, 0.0) is not None
+    message_2, accepted = responder.accept(Hello(RESPONDER.id))
+    dialled = initiator.receive_data(message_2)
+    assert dialled is not None
+    assert dialled.handshake_hash == accepted.handshake_hash
+    ping = b"\0" + frames.serialize_ping(1)
+    records = []
+    for result in (dialled, accepted):
+        keys = KeyPair(result.root, result.send, result.receive)
+        codec = RecordCodec(keys, initiator=result.initiator, random=scripted(), now=0.0)
+        records.append(bytes(codec.seal([(ping, ())], 0.0)).hex())
+    return {
+        "suite": suite.name,
+        "message_1": message_1.hex(),
+        "message_2": message_2.hex(),
+        "handshake_hash": dialled.handshake_hash.hex(),
+        "root": dialled.root.hex(),
+        "first_record_plaintext": ping.hex(),
+        "first_record_of_initiator": records[0],
+        "first_record_of_responder": records[1],
+        "root_after_renewal_with_shared_secret_of_42s": rekey(
+            suite, dialled.root, b"\x42" * 32, initiator=True
+        ).root.hex(),
+    }
+
+
+def vectors() -> dict[str, Any]:
+    """All vectors."""
+    contact = Contact(
+        RESPONDER.id,
+        (
+            Candidate("tcp", "203.0.113.7", 4000),
+            Candidate("utp", "203.0.113.7", 4000),
+            Candidate("tcp", "2001:db8::1", 4000, "mapped"),
+        ),
+    )
+    return {
+        "initiator": _identity(INITIATOR),
+        "responder": _identity(RESPONDER),
+        "contact": {
+            "candidates": [str(c) for c in contact.candidates],
+            "bytes": bytes(contact).hex(),
+            "text": str(contact),
+        },
+        "network": {"name": NETWORK[0], "key": NETWORK[1].hex(), "hash": Network.of(*NETWORK).network_hash.hex()},
+        "ephemeral_of_initiator": INITIATOR_EPHEMERAL.hex(),
+        "ephemeral_of_responder": RESPONDER_EPHEMERAL.hex(),
+        "salt": SALT.hex(),
+        "padding_bytes": PADDING,
+        "hello": "role 0, signing 0, hashes 1, features 0",
+        "handshakes": [handshake(suite) for suite in Suite],
+    }
+
+
+def _identity(identity: Identity) -> dict[str, str]:
+    return {
+        "seed": identity._seed.hex(),
+        "peer_id_bytes": identity.id.bytes().hex(),
+        "peer_id": str(identity.id),
+        "static": identity.id.x25519.hex(),
+        "static_private": identity.x25519_private.hex(),
+        "signature_of_hello_for_test": identity.sign("test", b"hello").hex(),
+    }
+
+
+if __name__ == "__main__":
+    json.dump(vectors(), sys.stdout, indent=2)
+    sys.stdout.write("\n")
