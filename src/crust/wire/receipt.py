@@ -28,6 +28,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn
 
+import msgspec
+
 from crust.crypto.hashing import HASH_BYTES, Buffer, HashId, hasher
 from crust.errors import ReceiptError
 from crust.wire.statement import MAX_BATCH, MAX_TIME, Statement, parse_direction
@@ -314,10 +316,7 @@ class Receipt:
         leaf = _sha256(raw[_HEAD_AT:_PATH_AT] + content).digest()
         first = statement.first
         root = root_above(leaf, self.claims.number - first, statement.last - first + 1, raw[_PATH_AT:])
-        signed = Statement(
-            statement.direction, statement.batch, first, statement.last, root, statement.time_us, statement.signature
-        )
-        if not signed.is_genuine():
+        if not msgspec.structs.replace(statement, root=root).is_genuine():
             raise ReceiptError("the signature does not match: the data or the receipt was altered, or another signed")
         return statement.direction.sender
 

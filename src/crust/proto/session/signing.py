@@ -242,6 +242,10 @@ class _Ledger:
             self._hash_waiting()
         return first
 
+    def is_under_way(self, priority: int) -> bool:
+        """Whether a message in fragments was begun in a priority, and not ended."""
+        return priority in self._open
+
     def begin(self, priority: int, total: int) -> None:
         """Begin a message of `total` bytes that comes in fragments; one at a time in each priority."""
         if priority in self._open:
@@ -291,8 +295,7 @@ class _Ledger:
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _note(self, size: int, now: float) -> None:
-        """Units of `size` bytes that were not counted yet are about to be added."""
-        raise NotImplementedError
+        """Units are about to be added, with `size` bytes that have not been counted as fragments."""
 
     def _note_fragment(self, size: int, now: float) -> None:
         """A fragment is about to be added."""
