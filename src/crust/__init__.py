@@ -1,9 +1,9 @@
 """Crust: reliable, encrypted peer-to-peer connections by public key.
 
-    async with crust.Node() as node:
-        conn = await node.connect(target)
-        await conn.send(b"hello")
-        message = await conn.receive()
+async with crust.Node() as node:
+    conn = await node.connect(target)
+    await conn.send(b"hello")
+    message = await conn.receive()
 """
 
 from crust.config import Config
@@ -26,6 +26,7 @@ from crust.node.node import Node
 from crust.node.stream import Stream
 from crust.types import Candidate, Path, Priority, Report
 from crust.wire.contact import Contact
+from crust.wire.receipt import Receipt
 
 __all__ = [
     "BootstrapFailed",
@@ -50,6 +51,7 @@ __all__ = [
     "PeerId",
     "PeerLost",
     "Priority",
+    "Receipt",
     "ReceiptError",
     "ReceiptUnavailable",
     "Report",

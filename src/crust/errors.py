@@ -22,7 +22,7 @@ CrustError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crust.crypto.keys import PeerId
@@ -120,12 +120,15 @@ class PeerLost(CrustError):
     Attributes:
         peer: who was lost.
         reason: why, in a few words.
+        proof: what the peer signed, where it is lost because its signatures contradict what it sent, or each other:
+            statements that convince a third party (`crust.wire.statement.Statement`).
     """
 
-    def __init__(self, peer: PeerId | None, reason: str) -> None:
+    def __init__(self, peer: PeerId | None, reason: str, proof: tuple[Any, ...] = ()) -> None:
         super().__init__(reason)
         self.peer = peer
         self.reason = reason
+        self.proof = proof
 
 
 class StreamResetError(CrustError):

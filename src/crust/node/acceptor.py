@@ -15,7 +15,6 @@ from collections import deque
 from typing import Any, Final
 
 from crust.config import parse_listen
-from crust.crypto.keys import PeerId
 from crust.errors import ConfigError, CrustError, PeerLost, RemoteProtocolError
 from crust.net.clock import monotonic
 from crust.net.tcp import TcpStream
@@ -23,7 +22,7 @@ from crust.node.connection import Connection
 from crust.node.core import Core
 from crust.node.events import DuplicateIdentity
 from crust.node.incoming import Incoming
-from crust.proto.noise.handshake import HandshakeResult, Hint, ResponderHandshake
+from crust.proto.noise.handshake import HandshakeResult, Hello, Hint, ResponderHandshake
 from crust.proto.record import RecordCodec
 from crust.proto.session.engine import NO_NONCE
 from crust.proto.session.outbox import GroupBuilder
@@ -129,7 +128,7 @@ class Inbound:
                 self.stream.write(handshake.hint)
             self._fall_silent()
         elif first is not None:
-            self._acceptor.knocked(self, first.hello.peer, handshake)
+            self._acceptor.knocked(self, first.hello)
 
     def _fall_silent(self) -> None:
         """Read and discard until a random moment, as a service that is busy would."""
@@ -231,7 +230,7 @@ class Inbound:
             assert holder is not None
             self._become_path(holder, new=False)
         elif decision is Decision.NEW:
-            self._become_path(self._core.new_connection(peer, None), new=True)
+            self._become_path(self._core.new_connection(self._result, None), new=True)
         elif decision is Decision.GONE:
             self._say_gone(hello.your_nonce, code)
         else:
@@ -271,14 +270,14 @@ class Inbound:
         if alive:
             self._core.stats.count("connections.duplicate_identity")
             self._core.emit(DuplicateIdentity(self._result.peer))
-            self._become_path(self._core.new_connection(self._result.peer, None), new=True)
+            self._become_path(self._core.new_connection(self._result, None), new=True)
         else:
             self._replace(old)
 
     def _replace(self, old: Connection) -> None:
         assert self._result is not None
         old.abort(PeerLost(self._result.peer, "the peer has restarted"))
-        self._become_path(self._core.new_connection(self._result.peer, None), new=True)
+        self._become_path(self._core.new_connection(self._result, None), new=True)
 
     def _become_path(self, connection: Connection, *, new: bool) -> None:
         codec = self._codec
@@ -435,11 +434,14 @@ class Acceptor:
         """Handshakes under way."""
         return len(self._half_open)
 
-    def knocked(self, inbound: Inbound, peer: PeerId, handshake: ResponderHandshake) -> None:
+    def knocked(self, inbound: Inbound, hello: Hello) -> None:
         """A first message has opened: refuse, ask the application, or go on."""
         core = self.core
+        peer = hello.peer
         if peer == core.identity.id:
             inbound.refuse(Hint.REFUSED)
+        elif not core.hello.signing.agrees_with(hello.signing):
+            inbound.refuse(Hint.SIGNING_MISMATCH)
         elif core.registry.count >= core.config.max_connections and core.registry.find(peer) is None:
             inbound.refuse(Hint.BUSY)
         elif core.registry.holders_of(peer):

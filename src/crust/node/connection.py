@@ -17,6 +17,7 @@ from crust.errors import (
     CrustError,
     MessageTooLarge,
     PeerLost,
+    ReceiptUnavailable,
     RemoteProtocolError,
 )
 from crust.net.clock import monotonic
@@ -30,10 +31,10 @@ from crust.proto.session.events import (
     PathStalled,
     Ponged,
     SessionEnded,
-    StreamOpened,
 )
 from crust.proto.session.streams import StreamState
 from crust.types import Path, Priority, Report
+from crust.wire.receipt import Receipt
 
 if TYPE_CHECKING:
     from crust.node.owner import ConnectionOwner
@@ -284,6 +285,20 @@ class Connection:
         finally:
             self._pings.pop(token, None)
 
+    async def receipt(self, mark: Any) -> Receipt:
+        """For `Message.receipt`."""
+        if mark is None:
+            raise ReceiptUnavailable("signing is off on this connection: there are no receipts")
+        segment, number = mark
+        while (receipt := segment.receipt(number)) is None:
+            if self.session.ended is not None:
+                raise ReceiptUnavailable(
+                    "the connection was lost before the message was signed"
+                ) from self.session.ended
+            await self._wait()
+        assert isinstance(receipt, Receipt)
+        return receipt
+
     # --- streams -------------------------------------------------------------------------------------------------
 
     async def open_stream(self, name: str = "", *, priority: Priority = Priority.NORMAL) -> Stream:
@@ -297,7 +312,7 @@ class Connection:
             ConnectionClosed, PeerLost: the connection has ended.
         """
         self.session.check_open()
-        stream = self._add_stream(self.session.open_stream(name, Priority(priority)))
+        stream = self._add_stream(self.session.streams.open(name, Priority(priority)))
         self._schedule_pump()
         return stream
 
@@ -327,28 +342,28 @@ class Connection:
     def write_stream(self, state: StreamState, data: memoryview) -> None:
         """For `Stream`."""
         self.check_writable()
-        self.session.write_stream(state, data)
+        self.session.streams.write(state, data)
         self._schedule_pump()
 
     def end_stream(self, state: StreamState) -> None:
         """For `Stream`."""
-        self.session.end_stream(state)
+        self.session.streams.end(state)
         self._schedule_pump()
 
     def stop_stream(self, state: StreamState) -> None:
         """For `Stream`."""
-        self.session.stop_stream(state)
+        self.session.streams.stop(state)
         self._schedule_pump()
 
     def reset_stream(self, state: StreamState) -> None:
         """For `Stream`."""
-        self.session.reset_stream(state)
-        self.session.stop_stream(state)
+        self.session.streams.reset(state)
+        self.session.streams.stop(state)
         self._schedule_pump()
 
     def stream_consumed(self, state: StreamState, size: int) -> None:
         """For `Stream`."""
-        if self.session.consume(state, size):
+        if self.session.streams.consume(state, size):
             self._schedule_pump()
 
     # --- state ---------------------------------------------------------------------------------------------------
@@ -496,12 +511,6 @@ class Connection:
             answer = None if self._pings is None else self._pings.get(event.token)
             if answer is not None and not answer.done():
                 answer.set_result(event.rtt)
-        elif kind is StreamOpened:
-            stream = self._add_stream(event.stream)
-            if self._accepted_streams is None:
-                self._accepted_streams = deque()
-            self._accepted_streams.append(stream)
-            self._wake()
         elif kind is DatagramReceived:
             if self._datagrams is None:
                 self._datagrams = deque(maxlen=_DATAGRAMS_KEPT)
@@ -535,13 +544,21 @@ class Connection:
             self._owner.misbehaved(self, error)
         if self._waiters:
             self._wake()
-        readable = session.readable_streams
-        if readable:
-            self._wake_readers(readable)
+        if session.streams.opened:
+            self._take_opened()
+        if session.streams.readable:
+            self._wake_readers(session.streams.readable)
         self._note_path("answered")
         if len(self._paths) > 1:
             self._owner.path_answered(self)
         self._schedule_pump()
+
+    def _take_opened(self) -> None:
+        if self._accepted_streams is None:
+            self._accepted_streams = deque()
+        self._accepted_streams.extend(map(self._add_stream, self.session.streams.opened))
+        self.session.streams.opened.clear()
+        self._wake()
 
     def path_broken(self, path: TcpPath, error: RemoteProtocolError) -> None:
         """Bytes that are no records: the path ends, as an injected byte would do it; the session goes on."""
@@ -617,7 +634,7 @@ class Connection:
     def _wake_writers(self) -> None:
         streams = self._streams
         assert streams is not None
-        live = self.session.streams.by_id
+        live = self.session.streams.table.by_id
         for stream_id, stream in list(streams.items()):
             if stream.wants_room:
                 stream.wake()

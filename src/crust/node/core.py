@@ -8,9 +8,11 @@ import secrets
 from collections.abc import Callable
 
 from crust.config import Config
+from crust.crypto.aead import sha256
+from crust.crypto.hashing import SUPPORTED, choose
 from crust.crypto.keys import Identity, PeerId
 from crust.errors import ConnectionClosed, CrustError, LocalProtocolError, PeerLost, RemoteProtocolError
-from crust.net.clock import monotonic
+from crust.net.clock import monotonic, wall_clock
 from crust.net.tcp import ReadBuffer, TcpStream, WriteBuffers
 from crust.node.connection import Connection
 from crust.node.events import Event, EventReader, PathChanged, PeerClosed, PeerConnected
@@ -22,10 +24,13 @@ from crust.proto.record import RecordCodec
 from crust.proto.session.engine import Session
 from crust.proto.session.limits import Limits
 from crust.proto.session.registry import Registry
+from crust.proto.session.signing import SigningPace
+from crust.proto.session.terms import SigningTerms
 from crust.types import Path, PathKind, Report
 
 __all__ = ["Core"]
 
+_SIGNING = {"off": Signing.OFF, "on": Signing.ON, "strict": Signing.STRICT}
 _RANKS = {"direct": 10, "mapped": 11, "punched": 12, "relayed": 50}
 
 
@@ -44,10 +49,14 @@ class Core:
         self.limits = Limits.of(config)
         self.network = Network.of(config.network_name, config.network_key)
         self.hello = Hello(
-            identity.id, role=Role.CLIENT if config.listen == [] else Role.NODE, signing=Signing.OFF, hashes=1
+            identity.id,
+            role=Role.CLIENT if config.listen == [] else Role.NODE,
+            signing=_SIGNING[str(config.signing)],
+            hashes=SUPPORTED,
         )
         self.stats = Stats()
         self.buffer = ReadBuffer(self.loop)
+        self.pace = SigningPace()
         self.write_buffers = WriteBuffers()
         self.random = secrets.token_bytes
         self.seen = EphemeralCache()
@@ -60,20 +69,36 @@ class Core:
 
     # --- connections and paths -----------------------------------------------------------------------------------
 
-    def new_connection(self, peer: PeerId, report: Report | None) -> Connection:
-        """A connection without a path yet."""
+    def new_connection(self, result: HandshakeResult, report: Report | None) -> Connection:
+        """A connection without a path yet, with what the handshake agreed."""
         if self.closing:
             raise LocalProtocolError("the node is closed")
+        peer = result.peer
         session = Session(
             nonce=self.registry.nonce(peer),
             side=0 if self.identity.id < peer else 1,
             limits=self.limits,
             random=self.random,
             now=monotonic(),
+            terms=self._terms(result),
+            name=lambda ours, theirs: self._session_name(peer, ours, theirs),
         )
         connection = Connection(self, peer, session, self.config.send_queue_bytes, report)
         self.registry.add(peer, connection)
         return connection
+
+    def _terms(self, result: HandshakeResult) -> SigningTerms | None:
+        """How both directions are signed; the handshake has refused peers whose mode does not agree with ours."""
+        if self.hello.signing is Signing.OFF:
+            return None
+        hash_id = choose(SUPPORTED, result.hello.hashes)
+        strict = self.hello.signing is Signing.STRICT
+        return SigningTerms(self.identity, result.peer, hash_id, strict, self.pace, wall_clock)
+
+    def _session_name(self, peer: PeerId, ours: bytes, theirs: bytes) -> bytes:
+        """The session's identifier, the same on both sides (PROTOCOL 10)."""
+        parties = sorted(((self.identity.id.bytes(), ours), (peer.bytes(), theirs)))
+        return sha256(b"crust-v1 session" + self.network.network_hash + b"".join(key + nonce for key, nonce in parties))
 
     def codec(self, result: HandshakeResult) -> RecordCodec:
         """The record layer for a finished handshake."""

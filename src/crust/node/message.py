@@ -10,6 +10,7 @@ from crust.types import Priority
 
 if TYPE_CHECKING:
     from crust.node.connection import Connection
+    from crust.wire.receipt import Receipt
 
 __all__ = ["Message"]
 
@@ -26,6 +27,18 @@ class Message(msgspec.Struct, frozen=True, gc=False, eq=False):
     priority: Priority
     _connection: Connection
     _mark: Any = None
+
+    async def receipt(self) -> Receipt:
+        """Proof that the peer signed this message, which convinces third parties; comes within a second at most.
+
+        Returns:
+            The receipt, for `receipt.verify(message.data)`.
+
+        Raises:
+            ReceiptUnavailable: signing is off, or the connection was lost before the signature came.
+            Cancellation loses nothing.
+        """
+        return await self._connection.receipt(self._mark)
 
     def __repr__(self) -> str:
         return f"<Message {len(self.data)} bytes {self.priority.name}>"

@@ -231,7 +231,7 @@ class Node:
         connection = core.registry.find(peer)
         new = connection is None
         if connection is None:
-            connection = core.new_connection(peer, report)
+            connection = core.new_connection(won.result, report)
         self._attach(connection, won, started)
         report.elapsed_ms = (monotonic() - started) * 1000
         report.winner = connection.path

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from crust.errors import ConnectionClosed, CrustError, LocalProtocolError, PeerLost, RemoteProtocolError
+from crust.proto.session.delivery import Delivery
 from crust.proto.session.events import (
     DatagramReceived,
     PathDead,
@@ -20,12 +21,13 @@ from crust.proto.session.events import (
     Ponged,
     SessionEnded,
     SessionEvent,
-    StreamOpened,
 )
 from crust.proto.session.inbox import Inbox
 from crust.proto.session.limits import Limits
+from crust.proto.session.multiplexer import StreamMultiplexer
 from crust.proto.session.outbox import PRIORITIES, Group, GroupBuilder, Outbox, Sent
-from crust.proto.session.streams import Half, HalfInput, StreamState, StreamTable
+from crust.proto.session.streams import StreamState, StreamTable
+from crust.proto.session.terms import SigningTerms
 from crust.proto.timers import TimerTable
 from crust.types import Priority
 from crust.wire import frames
@@ -68,6 +70,7 @@ class Timer(enum.IntEnum):
     DEADLINE = 4  # no sign of life: the path is dead
     CLOSE = 5  # the peer does not confirm our end
     RESUME = 6  # no path: the peer does not come back
+    SIGN = 7  # a batch is due to be signed; the next write does it
 
 
 class _Path:
@@ -99,6 +102,11 @@ class _Path:
         self.suspect = False
 
 
+def _no_name(ours: bytes, theirs: bytes) -> bytes:
+    """Without signatures nobody needs the session's name."""
+    return b""
+
+
 class FlushMark:
     """What had been queued when `flush` was called, and whether all of it is acknowledged yet."""
 
@@ -119,9 +127,21 @@ class Session:
         limits: caps and times, fixed for the session.
         random: gives random bytes, for padding.
         now: monotonic seconds.
+        terms: how both directions are signed; None when they are not.
+        name: makes the session's identifier of our nonce and the peer's (PROTOCOL 10).
     """
 
-    def __init__(self, *, nonce: bytes, side: int, limits: Limits, random: Callable[[int], bytes], now: float) -> None:
+    def __init__(
+        self,
+        *,
+        nonce: bytes,
+        side: int,
+        limits: Limits,
+        random: Callable[[int], bytes],
+        now: float,
+        terms: SigningTerms | None = None,
+        name: Callable[[bytes, bytes], bytes] = _no_name,
+    ) -> None:
         self.nonce = nonce
         self.remote_nonce = NO_NONCE
         self.state = SessionState.OPEN
@@ -129,10 +149,12 @@ class Session:
         self.remote_closed = False
         self.max_message_bytes = limits.max_message_bytes
         self.more = False  # whether `next_group` stopped only because its group was full
-        self.streams = StreamTable(side, limits.stream_window_bytes, limits.max_streams)
-        self.outbox = Outbox(self.streams, limits.retention_bytes)
+        table = StreamTable(side, limits.stream_window_bytes, limits.max_streams)
+        self.outbox = Outbox(table, limits.retention_bytes, terms, random(32) if terms else b"")
         self.inbox = Inbox(limits.receive_window_bytes, limits.max_message_bytes, limits.retention_bytes)
-        self.readable_streams: set[StreamState] = set()
+        self.streams = StreamMultiplexer(table, self.outbox)
+        self.delivery = Delivery(self.inbox, self.streams, terms, self._on_close)
+        self._name = name
         self._limits = limits
         self._random = random
         self._paths: dict[int, _Path] = {}
@@ -143,7 +165,6 @@ class Session:
         self._ack_sent = 0
         self._unacked_bytes = 0
         self._ack_wanted = False
-        self._stream_credits: set[StreamState] = set()
         self._pings: dict[int, float] = {}
         self._next_token = 1
         self._datagrams: deque[bytes] = deque()
@@ -224,7 +245,7 @@ class Session:
         self._active = best
         best.resend = self.outbox.unacknowledged()
         best.control.extend(frames.serialize_credit(p, self.inbox.granted(p)) for p in self.inbox.raised_credits())
-        self._stream_credits.update(s for s in self.streams.by_id.values() if s.granted != self.streams.window)
+        self.streams.repeat_credits()
         best.control.extend(frames.serialize_ping(token) for token in self._pings)
         self._ack_due = self._ack_due or self.inbox.expected > 0
         self._arm_stall(now)
@@ -259,7 +280,7 @@ class Session:
             self.remote_nonce,
             self.inbox.expected,
             self.inbox.window,
-            self.streams.window,
+            self.streams.table.window,
             self._limits.max_message_bytes,
         )
         padding = frames.serialize_padding(1 + self._random(1)[0] % _FIRST_FLIGHT_PADDING)
@@ -274,9 +295,7 @@ class Session:
             for priority in inbox.credits_due:
                 group.add(frames.serialize_credit(priority, inbox.granted(priority)))
             inbox.credits_due.clear()
-        while self._stream_credits and group.room > frames.INLINE_LIMIT:
-            stream = self._stream_credits.pop()
-            group.add(frames.serialize_stream_credit(stream.id, stream.granted))
+        self.streams.write_credits(group)
         if path.resend is not None:
             self._resend(path, group)
             self.more = True
@@ -294,6 +313,8 @@ class Session:
             self._ack_due = False
             self._unacked_bytes = 0
             self._timers.clear(Timer.ACK)
+        if outbox.signer is not None and (due := outbox.signer.next_timeout()) is not None:
+            self._timers.set_if_unset(Timer.SIGN, due)
         if outbox.retained_bytes:
             self._timers.set_if_unset(Timer.STALL, now + max(3 * path.rtt, STALL_LEAST))
 
@@ -333,8 +354,9 @@ class Session:
                 self._choose_active(now)
             for frame in frames.parse_frames(control, payloads, start=1):
                 self._receive(path, frame, size, now)
+            self.delivery.check_overdue(now)
         except RemoteProtocolError as error:
-            lost = PeerLost(None, f"the peer broke the protocol: {error}")
+            lost = PeerLost(None, f"the peer broke the protocol: {error}", getattr(error, "proof", ()))
             lost.__cause__ = error
             self._end(lost)
             raise
@@ -356,7 +378,7 @@ class Session:
         for ordered in self.inbox.accept(frame, size):  # type: ignore[arg-type]
             if self.remote_closed:
                 raise RemoteProtocolError("frames after CLOSE")
-            _NUMBERED[type(ordered)](self, ordered, now)
+            self.delivery.take(ordered, now)
         self._unacked_bytes += size
         if self._unacked_bytes >= ACK_BYTES:
             self._ack_due = True
@@ -370,6 +392,7 @@ class Session:
             raise RemoteProtocolError("HELLO names another session")
         if self.remote_nonce == NO_NONCE:
             self.remote_nonce = frame.nonce
+            self.outbox.learn_session(self._name(self.nonce, frame.nonce))
         elif self.remote_nonce != frame.nonce:
             raise RemoteProtocolError("HELLO comes from another instance of the peer")
         # Acknowledgements over another path may have overtaken this one; alone, it must not go back (PROTOCOL 11).
@@ -380,8 +403,7 @@ class Session:
         self._acknowledged(frame.next_expected, now)
         for priority in range(PRIORITIES):
             self.outbox.raise_credit(priority, frame.window)
-        for stream in self.streams.learn_window(frame.stream_window):
-            self.outbox.queue_stream(stream)
+        self.streams.learn_window(frame.stream_window)
         self._choose_active(now)
 
     def _on_gone(self, frame: frames.Gone) -> None:
@@ -418,10 +440,7 @@ class Session:
         self.outbox.raise_credit(frame.priority, frame.limit)
 
     def _on_stream_credit(self, path: _Path, frame: frames.StreamCredit, now: float) -> None:
-        stream = self.streams.find_remote(frame.stream)
-        if stream is not None and frame.limit > stream.credit:
-            stream.credit = frame.limit
-            self.outbox.queue_stream(stream)
+        self.streams.credit_raised(frame)
 
     def _on_ping(self, path: _Path, frame: frames.Ping, now: float) -> None:
         if len(path.control) < 64:  # a peer that floods PINGs and reads nothing gets no memory
@@ -441,74 +460,13 @@ class Session:
     def _on_datagram(self, path: _Path, frame: frames.Datagram, now: float) -> None:
         self._events.append(DatagramReceived(frame.data))
 
-    # --- numbered frames, in order -------------------------------------------------------------------------------
+    # --- the end ---
 
-    def _on_messages(self, frame: frames.Messages, now: float) -> None:
-        self.inbox.add_messages(frame.priority, frame.data, None)
-
-    def _on_fragment(self, frame: frames.Fragment, now: float) -> None:
-        message = self.inbox.add_fragment(frame)
-        if message is not None:
-            self.inbox.deliver_large(frame.priority, message, None)
-
-    def _on_abort(self, frame: frames.Abort, now: float) -> None:
-        self.inbox.abort(frame.priority)
-
-    def _on_stream_open(self, frame: frames.StreamOpen, now: float) -> None:
-        self._events.append(StreamOpened(self.streams.open_remote(frame.stream, frame.name, frame.priority)))
-
-    def _on_stream_data(self, frame: frames.StreamData, now: float) -> None:
-        stream = self.streams.find_remote(frame.stream)
-        if stream is None:
-            return
-        if stream.receiving not in (Half.OPEN, Half.STOPPED) or stream.remote_end:
-            raise RemoteProtocolError(f"stream {stream.id}: data after its end")
-        stream.received += len(frame.data)
-        if stream.received > stream.granted:
-            raise RemoteProtocolError(f"stream {stream.id}: more than its credit")
-        if stream.receiving is Half.STOPPED:
-            self.consume(stream, len(frame.data))
-            return
-        stream.chunks.append(frame.data)
-        stream.ready_bytes += len(frame.data)
-        self.readable_streams.add(stream)
-
-    def _on_stream_fin(self, frame: frames.StreamFin, now: float) -> None:
-        self._end_receiving(frame.stream, HalfInput.FIN)
-
-    def _on_stream_reset(self, frame: frames.StreamReset, now: float) -> None:
-        self._end_receiving(frame.stream, HalfInput.RESET)
-
-    def _end_receiving(self, stream_id: int, given: HalfInput) -> None:
-        stream = self.streams.find_remote(stream_id)
-        if stream is None:
-            return
-        if stream.remote_end and given is HalfInput.FIN:
-            raise RemoteProtocolError(f"stream {stream_id}: two ends")
-        stream.change_receiving(given)
-        stream.remote_end = True
-        if given is HalfInput.RESET:
-            stream.chunks.clear()
-            stream.ready_bytes = 0
-        self.readable_streams.add(stream)
-        self.streams.forget_if_finished(stream)
-
-    def _on_stream_stop(self, frame: frames.StreamStop, now: float) -> None:
-        stream = self.streams.find_remote(frame.stream)
-        if stream is None or stream.end_sent:
-            return
-        # The writer answers a STOP with its own end, so that both sides can forget the stream.
-        stream.drop_pending()
-        stream.sending = Half.STOPPED
-        stream.reset_code = frame.code
-        self.outbox.queue_stream(stream)
-        self.readable_streams.add(stream)
-
-    def _on_close(self, frame: frames.Close, now: float) -> None:
+    def _on_close(self, now: float) -> None:
+        """The peer's last frame was delivered."""
         self.remote_closed = True
         self._ack_due = True
-        for stream in self.streams.by_id.values():
-            self.readable_streams.add(stream)
+        self.streams.all_changed()
         if self.state is SessionState.OPEN:
             self.close(now)
         elif self.outbox.close_number is not None and self.outbox.acked > self.outbox.close_number:
@@ -517,12 +475,6 @@ class Session:
     def _end_after_writing(self, now: float) -> None:
         """Both ends are said: end as soon as our last acknowledgement is written."""
         self._timers.set(Timer.CLOSE, now)
-
-    def _on_seed(self, frame: frames.Seed, now: float) -> None:
-        raise RemoteProtocolError("signing was not agreed")
-
-    def _on_signature(self, frame: frames.Signature, now: float) -> None:
-        raise RemoteProtocolError("signing was not agreed")
 
     # --- verbs ---------------------------------------------------------------------------------------------------
 
@@ -585,7 +537,7 @@ class Session:
         """Remember what is queued now; ask `flushed` about it."""
         self._ack_wanted = True
         outbox = self.outbox
-        streams = [(s, s.sent + s.pending_bytes) for s in self.streams.by_id.values() if s.pending_bytes]
+        streams = [(s, s.sent + s.pending_bytes) for s in self.streams.table.by_id.values() if s.pending_bytes]
         return FlushMark(list(outbox.queued_count), streams)
 
     def flushed(self, mark: FlushMark) -> bool:
@@ -617,68 +569,6 @@ class Session:
     def abort(self, error: CrustError) -> None:
         """End at once, without telling the peer."""
         self._end(error)
-
-    # --- streams -------------------------------------------------------------------------------------------------
-
-    def open_stream(self, name: str, priority: int) -> StreamState:
-        """A new stream; the peer learns of it at the next write.
-
-        Raises:
-            LocalProtocolError: a name over 255 bytes.
-        """
-        if len(name.encode()) > 255:
-            raise LocalProtocolError("a stream's name has at most 255 bytes")
-        stream = self.streams.open_local(name, priority)
-        self.outbox.queue_stream(stream)
-        return stream
-
-    def write_stream(self, stream: StreamState, data: memoryview) -> None:
-        """Queue bytes of a stream.
-
-        Raises:
-            LocalProtocolError: its writing half is over.
-        """
-        if stream.sending is not Half.OPEN:
-            raise LocalProtocolError(f"stream {stream.name!r}: writing has {stream.sending.value} already")
-        if data:
-            stream.pending.append(data)
-            stream.pending_bytes += len(data)
-            self.outbox.queue_stream(stream)
-
-    def end_stream(self, stream: StreamState) -> None:
-        """Send FIN after what is queued."""
-        stream.change_sending(HalfInput.FIN)
-        self.outbox.queue_stream(stream)
-
-    def reset_stream(self, stream: StreamState, code: int = 0) -> None:
-        """Give the writing half up; what is queued is dropped."""
-        if not stream.end_sent:
-            stream.sending = Half.RESET
-            stream.drop_pending()
-            stream.reset_code = code
-            self.outbox.queue_stream(stream)
-
-    def stop_stream(self, stream: StreamState, code: int = 0) -> None:
-        """Tell the peer that we will not read on."""
-        if stream.receiving is Half.OPEN and not stream.remote_end:
-            stream.change_receiving(HalfInput.STOP)
-            stream.stop_code = code
-            self.outbox.queue_stream(stream)
-        unread = stream.ready_bytes
-        stream.chunks.clear()
-        stream.ready_bytes = 0
-        self.consume(stream, unread)
-
-    def consume(self, stream: StreamState, size: int) -> bool:
-        """The application took `size` bytes; returns whether there is credit to be told to the peer."""
-        stream.consumed += size
-        self.streams.forget_if_finished(stream)
-        window = self.streams.window
-        if stream.remote_end or stream.consumed + window - stream.granted < window >> 2:
-            return False
-        stream.granted = stream.consumed + window
-        self._stream_credits.add(stream)
-        return True
 
     # --- time and events -----------------------------------------------------------------------------------------
 
@@ -767,18 +657,4 @@ _UNNUMBERED: Final[dict[type, Callable[[Session, _Path, Any, float], None]]] = {
     frames.Pong: Session._on_pong,
     frames.PathClose: Session._on_path_close,
     frames.Datagram: Session._on_datagram,
-}
-
-_NUMBERED: Final[dict[type, Callable[[Session, Any, float], None]]] = {
-    frames.Messages: Session._on_messages,
-    frames.Fragment: Session._on_fragment,
-    frames.Abort: Session._on_abort,
-    frames.StreamOpen: Session._on_stream_open,
-    frames.StreamData: Session._on_stream_data,
-    frames.StreamFin: Session._on_stream_fin,
-    frames.StreamReset: Session._on_stream_reset,
-    frames.StreamStop: Session._on_stream_stop,
-    frames.Close: Session._on_close,
-    frames.Seed: Session._on_seed,
-    frames.Signature: Session._on_signature,
 }

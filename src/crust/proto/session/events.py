@@ -5,9 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from crust.errors import CrustError
-from crust.proto.session.streams import StreamState
 
-__all__ = ["DatagramReceived", "PathDead", "PathStalled", "Ponged", "SessionEnded", "SessionEvent", "StreamOpened"]
+__all__ = ["DatagramReceived", "PathDead", "PathStalled", "Ponged", "SessionEnded", "SessionEvent"]
 
 
 class PathStalled(msgspec.Struct, frozen=True):
@@ -21,12 +20,6 @@ class PathDead(msgspec.Struct, frozen=True):
 
     path_id: int
     reason: str
-
-
-class StreamOpened(msgspec.Struct, frozen=True):
-    """The peer opened a stream."""
-
-    stream: StreamState
 
 
 class Ponged(msgspec.Struct, frozen=True):
@@ -48,4 +41,4 @@ class SessionEnded(msgspec.Struct, frozen=True):
     error: CrustError
 
 
-SessionEvent = PathStalled | PathDead | StreamOpened | Ponged | DatagramReceived | SessionEnded
+SessionEvent = PathStalled | PathDead | Ponged | DatagramReceived | SessionEnded

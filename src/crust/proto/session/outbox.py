@@ -11,8 +11,11 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from crust.errors import RemoteProtocolError
+from crust.proto.session.signing import Signer
 from crust.proto.session.streams import Half, StreamState, StreamTable
+from crust.proto.session.terms import SigningTerms
 from crust.wire import frames
+from crust.wire.receipt import Kind
 
 __all__ = ["INITIAL_CREDIT", "MESSAGE_COST", "Group", "GroupBuilder", "Outbox", "Sent"]
 
@@ -98,7 +101,8 @@ class Outbox:
     Args:
         streams: the session's streams.
         retention_bytes: sent but unacknowledged bytes kept; beyond it nothing new is numbered.
-        on_unit: called in wire order for what a signature must cover: (kind, priority, buffers).
+        terms: how what is written is signed; None when it is not.
+        seed: 32 random bytes for the salts of signatures.
     """
 
     __slots__ = (
@@ -110,6 +114,7 @@ class Outbox:
         "_rounds",
         "_sent",
         "_streams",
+        "_terms",
         "acked",
         "close_code",
         "close_number",
@@ -118,11 +123,12 @@ class Outbox:
         "expired",
         "messages_sent",
         "next_number",
-        "on_unit",
         "queued_bytes",
         "queued_count",
         "queued_total",
         "retained_bytes",
+        "signatures",
+        "signer",
         "spent",
     )
 
@@ -130,7 +136,8 @@ class Outbox:
         self,
         streams: StreamTable,
         retention_bytes: int,
-        on_unit: Callable[[str, int, list[bytes], bool], None] | None = None,
+        terms: SigningTerms | None = None,
+        seed: bytes = b"",
     ) -> None:
         self._streams = streams
         self._retention_bytes = retention_bytes
@@ -140,7 +147,12 @@ class Outbox:
         self._bits = 0  # bit p: priority p may have something to write
         self._control: deque[Callable[[int], bytes]] = deque()
         self._sent: deque[Sent] = deque()
-        self.on_unit = on_unit
+        self._terms = terms
+        self.signer: Signer | None = None
+        if terms is not None:
+            # The seed is the first frame of all: salts of the leaves behind it come from it.
+            self.signer = Signer(terms.identity, terms.remote, terms.hash_id, seed)
+            self._control.append(lambda number: frames.serialize_seed(number, seed))
         self.queued_bytes = [0] * PRIORITIES
         self.queued_count = [0] * PRIORITIES  # messages ever queued
         self.done_count = [0] * PRIORITIES  # of these, written whole or dropped
@@ -153,6 +165,7 @@ class Outbox:
         self.close_code: int | None = None
         self.close_number: int | None = None
         self.expired = 0
+        self.signatures = 0
         self.messages_sent = 0
 
     # --- verbs ---------------------------------------------------------------------------------------------------
@@ -231,6 +244,9 @@ class Outbox:
         """Write new frames into a group until it is full or nothing may be written."""
         while self._control and group.room > 1024:
             self._write(group, self._control.popleft()(self.next_number), None, 0)
+        signer = self.signer
+        if signer is not None and signer.due(now):
+            self._sign(group, now)
         waiting = self._bits
         while waiting and self._can_write(group):
             bit = waiting & -waiting
@@ -240,8 +256,33 @@ class Outbox:
                 if not (self._queues[priority] or self._large[priority] or self._rounds[priority]):
                     self._bits &= ~bit
         if self.close_code is not None and self.close_number is None and not self._control and not self._bits:
+            if signer is not None and signer.unsigned_units:
+                if not self.session_known:
+                    return
+                self._sign(group, now)
             self.close_number = self.next_number
             self._write(group, frames.serialize_close(self.next_number, self.close_code), None, 0)
+
+    @property
+    def session_known(self) -> bool:
+        """Whether signatures can be made: they name the session."""
+        return self._terms is None or self._terms.session_id is not None
+
+    def learn_session(self, session_id: bytes) -> None:
+        """Both nonces are known: signatures can be made."""
+        if self._terms is not None and self.signer is not None:
+            self._terms.session_id = session_id
+            self.signer.set_session_id(session_id)
+
+    def _sign(self, group: GroupBuilder, now: float) -> None:
+        """Sign what was written since the last signature; the frame goes out behind it and before anything else."""
+        terms, signer = self._terms, self.signer
+        assert terms is not None
+        assert signer is not None
+        body = signer.sign(terms.wall_clock())
+        signer.delay = terms.pace.signed(now)
+        self.signatures += 1
+        self._write(group, frames.serialize_signature(self.next_number, body), None, 0)
 
     def is_full(self, group: GroupBuilder) -> bool:
         """Whether `fill` stopped because of the group, so that the next one may get more."""
@@ -272,7 +313,7 @@ class Outbox:
             wrote = self._write_messages(group, priority, now)
         round_ = self._rounds[priority]
         if round_ and self._can_write(group):
-            wrote = self._write_stream(group, round_) or wrote
+            wrote = self._write_stream(group, round_, now) or wrote
         return wrote
 
     def _write_messages(self, group: GroupBuilder, priority: int, now: float) -> bool:
@@ -319,8 +360,8 @@ class Outbox:
         self.done_count[priority] += len(batch)
         self.messages_sent += len(batch)
         self._write(group, frames.serialize_messages(self.next_number, priority, batch), None, taken)
-        if self.on_unit is not None:
-            self.on_unit("messages", priority, batch, True)
+        if self.signer is not None:
+            self.signer.add_batch(Kind.MESSAGE, priority, batch, now)
         return True
 
     def _write_fragment(self, group: GroupBuilder, priority: int, now: float) -> bool:
@@ -329,7 +370,7 @@ class Outbox:
         view, at = large.view, large.at
         total = len(view)
         if large.deadline is not None and large.deadline <= now:
-            return self._abort_large(group, priority, large)
+            return self._abort_large(group, priority, large, now)
         left = total - at
         credit = self.credit[priority] - self.spent[priority] - (0 if at else MESSAGE_COST)
         size = min(left, frames.RECORD_LIMIT)
@@ -352,19 +393,23 @@ class Outbox:
             self._large[priority] = None
             self.done_count[priority] += 1
             self.messages_sent += 1
-        if self.on_unit is not None:
-            self.on_unit("fragment", priority, [piece], last)  # type: ignore[list-item]
+        if self.signer is not None:
+            if not at:
+                self.signer.begin(priority, total)
+            self.signer.update(priority, piece, now)
+            if last:
+                self.signer.finish(priority, now)
         return True
 
-    def _abort_large(self, group: GroupBuilder, priority: int, large: _Large) -> bool:
+    def _abort_large(self, group: GroupBuilder, priority: int, large: _Large, now: float) -> bool:
         self._large[priority] = None
         self._unqueue(priority, len(large.view) - large.at)
         self.done_count[priority] += 1
         self.expired += 1
         if large.at:
             self._write(group, frames.serialize_abort(self.next_number, priority), None, 0)
-            if self.on_unit is not None:
-                self.on_unit("abort", priority, [], True)
+            if self.signer is not None:
+                self.signer.add_tombstone(priority, now)
         return True
 
     def _unqueue(self, priority: int, size: int) -> None:
@@ -373,7 +418,7 @@ class Outbox:
 
     # --- streams -------------------------------------------------------------------------------------------------
 
-    def _write_stream(self, group: GroupBuilder, round_: deque[StreamState]) -> bool:
+    def _write_stream(self, group: GroupBuilder, round_: deque[StreamState], now: float) -> bool:
         """Write the next frame of the stream whose turn it is."""
         stream = round_.popleft()
         stream.queued = False
@@ -389,7 +434,7 @@ class Outbox:
             stream.reset_code = None
             stream.end_sent = True
         elif stream.pending_bytes:
-            return self._write_chunk(group, stream)
+            return self._write_chunk(group, stream, now)
         elif stream.sending is Half.ENDED and not stream.end_sent:
             head = frames.serialize_stream_fin(self.next_number, stream.id)
             stream.end_sent = True
@@ -400,7 +445,7 @@ class Outbox:
         self._streams.forget_if_finished(stream)
         return True
 
-    def _write_chunk(self, group: GroupBuilder, stream: StreamState) -> bool:
+    def _write_chunk(self, group: GroupBuilder, stream: StreamState, now: float) -> bool:
         size = min(frames.RECORD_LIMIT, stream.credit - stream.sent, stream.pending_bytes)
         if size <= 0:
             return True  # queued again when credit comes
@@ -420,8 +465,8 @@ class Outbox:
             self._write(group, head, piece, size)
         else:
             self._write(group, head + piece, None, size)
-        if self.on_unit is not None:
-            self.on_unit("chunk", stream.priority, [piece], True)  # type: ignore[list-item]
+        if self.signer is not None:
+            self.signer.add_batch(Kind.STREAM_CHUNK, stream.priority, (piece,), now)
         self.queue_stream(stream)
         return True
 

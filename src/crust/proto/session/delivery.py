@@ -1,0 +1,180 @@
+"""What a session does with numbered frames once they are in order: verify, hold back where that is asked, deliver.
+
+With signing on, every unit is first entered into the verifier, in the same order as the sender's signer saw it. In
+strict mode its delivery then waits for the signature, and so does everything behind it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from crust.errors import LocalProtocolError, RemoteProtocolError
+from crust.proto.session.inbox import Inbox
+from crust.proto.session.multiplexer import StreamMultiplexer
+from crust.proto.session.signing import Verifier
+from crust.proto.session.streams import HalfInput
+from crust.proto.session.terms import SigningTerms
+from crust.wire import frames
+from crust.wire.receipt import Kind
+
+__all__ = ["Delivery", "Mark"]
+
+Mark = tuple[Any, int] | None
+"""What finds the receipt of a unit: the verifier's segment and the unit's number; None when signing is off."""
+
+
+class Delivery:
+    """Takes numbered frames in order.
+
+    Args:
+        inbox: where messages wait for the application.
+        streams: where bytes of streams do.
+        terms: how the peer signs; None when it does not.
+        closed: called when the peer's CLOSE is delivered.
+    """
+
+    __slots__ = ("_closed", "_held", "_inbox", "_streams", "_terms", "signatures", "verifier")
+
+    def __init__(
+        self, inbox: Inbox, streams: StreamMultiplexer, terms: SigningTerms | None, closed: Callable[[float], None]
+    ) -> None:
+        self._inbox = inbox
+        self._streams = streams
+        self._terms = terms
+        self._closed = closed
+        self._held: deque[tuple[int, frames.NumberedFrame, bytes, Mark]] = deque()
+        self.verifier: Verifier | None = None
+        self.signatures = 0  # verified so far
+
+    def take(self, frame: frames.NumberedFrame, now: float) -> None:
+        """The next frame.
+
+        Raises:
+            RemoteProtocolError: the peer broke the protocol, or its signature is not what it should be.
+        """
+        terms = self._terms
+        if isinstance(frame, frames.Signature):
+            self._on_signature(frame, now)
+            return
+        if isinstance(frame, frames.Seed):
+            self._on_seed(frame)
+            return
+        message = b""
+        if isinstance(frame, frames.Fragment):
+            whole = self._inbox.add_fragment(frame)
+            mark = None if terms is None else self._enter_fragment(frame, whole is not None, now)
+            if whole is None:
+                return
+            message = whole
+        else:
+            mark = None if terms is None else self._enter(frame, now)
+        if isinstance(frame, frames.Abort):
+            self._inbox.abort(frame.priority)
+        elif terms is not None and terms.strict and (self._held or self._unverified()):
+            verifier = self.verifier
+            self._held.append((0 if verifier is None else verifier.next_number, frame, message, mark))
+        else:
+            _DELIVER[type(frame)](self, frame, message, mark, now)
+
+    def check_overdue(self, now: float) -> None:
+        """Cut off a peer that withholds its signatures (PROTOCOL 19).
+
+        Raises:
+            RemoteProtocolError: it does.
+        """
+        if self.verifier is not None and (how := self.verifier.overdue(now)) is not None:
+            raise RemoteProtocolError(how)
+
+    # --- signatures ----------------------------------------------------------------------------------------------
+
+    def _on_seed(self, frame: frames.Seed) -> None:
+        terms = self._terms
+        if terms is None or self.verifier is not None:
+            raise RemoteProtocolError("a seed for signatures that were not agreed")
+        self.verifier = Verifier(terms.remote, terms.identity.id, terms.hash_id, frame.seed, terms.session_id)
+
+    def _on_signature(self, frame: frames.Signature, now: float) -> None:
+        if self.verifier is None:
+            raise RemoteProtocolError("a signature that was not agreed")
+        self.verifier.receive_signature(frame.body, now)
+        self.signatures += 1
+        if self._held:
+            verified = self.verifier.next_number - self.verifier.unsigned_units
+            while self._held and self._held[0][0] <= verified:
+                _, held, message, mark = self._held.popleft()
+                _DELIVER[type(held)](self, held, message, mark, now)
+
+    def _unverified(self) -> bool:
+        return self.verifier is not None and self.verifier.unsigned_units > 0
+
+    def _enter(self, frame: frames.NumberedFrame, now: float) -> Mark:
+        """Enter a frame's units into the verifier; returns the mark of the first."""
+        verifier = self.verifier
+        if verifier is None:
+            raise RemoteProtocolError("the peer's seed does not come first")
+        if isinstance(frame, frames.Messages):
+            first = verifier.add_batch(Kind.MESSAGE, frame.priority, frame.data, now)
+            return verifier.segment, first
+        if isinstance(frame, frames.StreamData):
+            verifier.add_batch(Kind.STREAM_CHUNK, self._streams.priority_of(frame.stream), (frame.data,), now)
+        elif isinstance(frame, frames.Abort):
+            verifier.add_tombstone(frame.priority, now)
+        return None
+
+    def _enter_fragment(self, frame: frames.Fragment, last: bool, now: float) -> Mark:
+        verifier = self.verifier
+        if verifier is None:
+            raise RemoteProtocolError("the peer's seed does not come first")
+        priority = frame.priority
+        try:
+            if not verifier.is_under_way(priority):
+                verifier.begin(priority, frame.total)
+            verifier.update(priority, frame.data, now)
+            if not last:
+                return None
+            number = verifier.finish(priority, now)
+        except LocalProtocolError as error:
+            raise RemoteProtocolError(str(error)) from error
+        return verifier.segment, number
+
+    # --- delivery ------------------------------------------------------------------------------------------------
+
+    def _messages(self, frame: frames.Messages, message: bytes, mark: Mark, now: float) -> None:
+        self._inbox.add_messages(frame.priority, frame.data, mark)
+
+    def _large(self, frame: frames.Fragment, message: bytes, mark: Mark, now: float) -> None:
+        self._inbox.deliver_large(frame.priority, message, mark)
+
+    def _stream_open(self, frame: frames.StreamOpen, message: bytes, mark: Mark, now: float) -> None:
+        self._streams.opened_by_peer(frame)
+
+    def _stream_data(self, frame: frames.StreamData, message: bytes, mark: Mark, now: float) -> None:
+        self._streams.received(frame)
+
+    def _stream_fin(self, frame: frames.StreamFin, message: bytes, mark: Mark, now: float) -> None:
+        self._streams.ended_by_peer(frame.stream, HalfInput.FIN)
+
+    def _stream_reset(self, frame: frames.StreamReset, message: bytes, mark: Mark, now: float) -> None:
+        self._streams.ended_by_peer(frame.stream, HalfInput.RESET)
+
+    def _stream_stop(self, frame: frames.StreamStop, message: bytes, mark: Mark, now: float) -> None:
+        self._streams.stopped_by_peer(frame)
+
+    def _close(self, frame: frames.Close, message: bytes, mark: Mark, now: float) -> None:
+        if self._unverified():
+            raise RemoteProtocolError("closed without signing all that was sent")
+        self._closed(now)
+
+
+_DELIVER: Final[dict[type, Callable[[Delivery, Any, bytes, Mark, float], None]]] = {
+    frames.Messages: Delivery._messages,
+    frames.Fragment: Delivery._large,
+    frames.StreamOpen: Delivery._stream_open,
+    frames.StreamData: Delivery._stream_data,
+    frames.StreamFin: Delivery._stream_fin,
+    frames.StreamReset: Delivery._stream_reset,
+    frames.StreamStop: Delivery._stream_stop,
+    frames.Close: Delivery._close,
+}
