@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import struct
 from array import array
 from dataclasses import dataclass
 from typing import Final
@@ -13,8 +13,8 @@ from crust.errors import RemoteProtocolError
 __all__ = ["MAX_RECORDS", "CipherKeys", "KeyPair", "first_keys", "rekey"]
 
 MAX_RECORDS: Final = 1 << 22  # under one key (PROTOCOL 6); AES-GCM's own bound lies far above
-_MASK_BYTES: Final = 2
-_BLOCK: Final = bytes(64 * _MASK_BYTES)
+_MASKS: Final = struct.Struct(">64H")
+_BLOCK: Final = bytes(_MASKS.size)
 # ck and root are HMAC keys of HKDF too, whose inputs have 0 or 32 bytes: labels have other lengths.
 _ROOT_LABEL: Final = b"crust-v1 root"
 _INITIATOR_MASKS: Final = b"crust-v1 masks initiator"
@@ -87,11 +87,7 @@ class CipherKeys:
         """
         keystream = aead(self.suite, self._mask_key).encrypt(nonce(self.suite, self._mask_blocks), _BLOCK, None)
         self._mask_blocks += 1
-        masks = array("H", keystream[: len(_BLOCK)])
-        if sys.byteorder == "little":
-            masks.byteswap()  # masks are big-endian
-        masks.reverse()  # `pop` takes from the end
-        self._masks = masks
+        self._masks = array("H", reversed(_MASKS.unpack_from(keystream)))  # `pop` takes from the end
 
     def release(self) -> None:
         """Give up what can be made again: on an idle connection this frees about 3 KiB, for 2 µs at the next record."""
