@@ -76,6 +76,7 @@ class Connection:
         "_shown_path",
         "_streams",
         "_timer",
+        "_timer_at",
         "_waiters",
         "peer",
         "report",
@@ -91,7 +92,8 @@ class Connection:
         self._paths: dict[int, TcpPath] = {}
         self._history: list[Path] = []
         self._shown_path: int | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
         self._pump_due = False
         self._blocked = False  # the last path that was written to takes no more at present
         self._senders: dict[int, deque[asyncio.Future[None]]] | None = None
@@ -484,17 +486,14 @@ class Connection:
 
     def _arm(self) -> None:
         due = self.session.next_timeout()
-        timer = self._timer
-        if due is None:
-            if timer is not None:
-                timer.cancel()
-                self._timer = None
-            return
-        # uvloop makes no timer, but a call without `when()`, of what is due within half a millisecond.
-        due = max(due, self._loop.time() + 0.001)
-        if timer is None or due < timer.when() - 0.0015:
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            # A deadline that moved back is looked at when the timer fires: cheaper than a new timer for each record.
+            if due is not None and due >= self._timer_at - 0.0005:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if due is not None:
+            self._timer_at = due
             self._timer = self._loop.call_at(due, self._on_timer)
 
     def _on_timer(self) -> None:

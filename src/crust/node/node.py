@@ -285,17 +285,19 @@ class Node:
             if not connection.session.needs_path or set(connection.session.path_ids) - paths:
                 return
             started = monotonic()
-            with contextlib.suppress(ConnectError, TimeoutError, OSError):
+            try:
                 async with asyncio.timeout(_REDIAL_TIMEOUT):
                     won = await self._race(connection.peer, Report(str(connection.peer)), started)
-                if self._given_up(connection):
-                    won.stream.abort()
-                    return
-                self._attach(connection, won, started)
-                core.stats.count("path.redialled")
-                await self._confirmed(connection)
-                if connection.session.active_path is not None and not connection.session.needs_path:
-                    return
+            except (ConnectError, TimeoutError, OSError):
+                continue
+            if self._given_up(connection):
+                won.stream.abort()
+                return
+            self._attach(connection, won, started)
+            core.stats.count("path.redialled")
+            await self._confirmed(connection)
+            if connection.session.active_path is not None and not connection.session.needs_path:
+                return
 
     def _given_up(self, connection: Connection) -> bool:
         """Whether a connection needs no path any more."""
