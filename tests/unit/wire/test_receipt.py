@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from crust.crypto.hashing import HashId, hasher
 from crust.errors import ReceiptError
+from crust.node.transfer import digest
 from crust.wire.receipt import (
     INLINE_CONTENT,
     Claims,
@@ -371,6 +372,12 @@ def test_a_claim_for_a_file(hash_id: HashId, size: int, tmp_path: Path) -> None:
     for altered in (pattern(size) + b"\0", pattern(size)[:-1] + b"!", b"\1" * 55):
         with pytest.raises(ReceiptError):
             receipt.verify_file(io.BytesIO(altered))
+
+
+def test_a_transfer_makes_this_claim() -> None:
+    for ours in HashId:
+        theirs = digest.HashId(ours)
+        assert digest.claim(7, theirs, bytes(range(32))) == file_claim(ours, 7, bytes(range(32)))
 
 
 @pytest.mark.parametrize("size", [0, 54, 55, INLINE_CONTENT, INLINE_CONTENT + 1, 2_500_000])

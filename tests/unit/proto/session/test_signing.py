@@ -142,7 +142,10 @@ class TestUnits:
             signer.update(4, b"", 0.0)
         with pytest.raises(LocalProtocolError, match="no message"):
             signer.finish(4, 0.0)
+        assert not signer.is_under_way(4)
         signer.begin(4, 3)
+        assert signer.is_under_way(4)
+        assert not signer.is_under_way(3)
         with pytest.raises(LocalProtocolError, match="under way already"):
             signer.begin(4, 3)
         signer.update(4, b"ab", 0.0)
