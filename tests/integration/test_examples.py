@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import pathlib
 import re
 import subprocess
 import sys
@@ -18,8 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SAID = {
     "first_connection.py": r"b'hello' from crust[a-z2-7]{56} over direct tcp \S+ -> \S+",
-    "accept_or_refuse.py": r"friend: direct\nstranger: .*refused",
+    "accept_or_refuse.py": r"friend: direct\nstranger: \S+ the peer refused this node",
     "priorities.py": r"URGENT 4 bytes\nBULK 30000000 bytes",
+    "receipts.py": r"number 0 in this session\nsigned by crust[a-z2-7]{56}\nrefused: .+",
     "streams.py": r"log: 7 bytes\npicture: 100000 bytes",
     "survive.py": r"(event: PeerConnected\n)?arrived: b'an order'\nclosed in good order",
 }
@@ -82,14 +84,20 @@ def test_readme_shows_the_first_example() -> None:
     "block",
     [pytest.param(block, id=f"{page.stem}-{number}") for page in PAGES for number, block in enumerate(blocks(page))],
 )
-async def test_block(block: str) -> None:
+async def test_block(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "asyncio.run(" in block:
         assert page_is_a_file(block)
         return
+    monkeypatch.chdir(tmp_path)
     code = compile(block, "<block>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    running = eval(code, {"asyncio": asyncio, "crust": crust})
-    if running is not None:
-        await running
+    async with crust.Node() as alice, crust.Node() as bob:
+        names = {"asyncio": asyncio, "crust": crust, "pathlib": pathlib}
+        if re.search(r"\bconn\b", block):
+            await (await alice.connect(await bob.contact())).send(b"100 tonnes of wheat")
+            names["conn"] = await anext(bob)
+        running = eval(code, names)
+        if running is not None:
+            await running
 
 
 def page_is_a_file(block: str) -> bool:
