@@ -321,7 +321,7 @@ class _Ledger:
         words = memoryview(heads).cast("Q")
         salt_words = memoryview(salts(self._seed, first, count)).cast("Q")
         numbers = array("Q", range(first, first + count))
-        if _SWAP:
+        if _SWAP:  # pragma: no branch - the other way is that of big-endian machines
             tags.byteswap()
             numbers.byteswap()
         words[0::4] = memoryview(tags)
