@@ -95,7 +95,7 @@ class Connection:
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._pump_due = False
-        self._blocked = False  # the last path that was written to takes no more at present
+        self._blocked = False  # kernel or peer take no more at present, so that `send` need not try
         self._senders: dict[int, deque[asyncio.Future[None]]] | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._pings: dict[int, asyncio.Future[float]] | None = None
@@ -467,22 +467,20 @@ class Connection:
     def _write(self, path: TcpPath, now: float) -> None:
         session = self.session
         written = 0
-        self._blocked = True
         while path.writable:
             group = session.next_group(path.id, now)
             if group is None:
-                self._blocked = False
-                return
+                break
             path.write([group], now)
+            if not session.more:
+                break
             written += len(group[0])
             for payload in group[1]:
                 written += len(payload)
-            if not session.more:
-                self._blocked = not path.writable
-                return
             if written >= _PUMP_BYTES:
                 self._schedule_pump()
-                return
+                break
+        self._blocked = not path.writable or session.outbox.queued_total >= _WRITE_AT_ONCE
 
     def _arm(self) -> None:
         due = self.session.next_timeout()
