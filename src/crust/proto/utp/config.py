@@ -46,7 +46,7 @@ class UtpConfig:
     mtu_ceiling: int = 1452
     datagram_overhead: int = 0
     max_batch_datagrams: int = 64
-    ack_delay: float = 0.02
+    ack_delay: float = 0.005
     peer_ack_delay: float = 0.1
     keepalive: float = 0.0
     idle_timeout: float = 0.0

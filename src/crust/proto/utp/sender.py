@@ -411,7 +411,8 @@ class Sender:
 
     def _allowance(self, demand: int, now: float, max_bytes: int) -> int:
         """Bytes that window and pacing let through; arms the timer when it is pacing that holds some back."""
-        room = min(self.congestion.cwnd - self.flight.in_flight, demand)
+        # The window counts in whole packets, to the nearest: cutting off what is over would cost a tenth of a small one.
+        room = min(self.congestion.cwnd + self._segment // 2 - self.flight.in_flight, demand)
         if room < demand:
             self._limited = True
             if room < self._segment:

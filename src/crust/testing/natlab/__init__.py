@@ -1,0 +1,48 @@
+"""A NAT laboratory in network namespaces of one Linux machine, with no privileges beyond user namespaces.
+
+    async with Lab() as lab:
+        rendezvous = await lab.public("rendezvous")
+        site = await lab.site("home", nat=Nat(mapping="endpoint-independent", filtering="address-dependent"))
+        host = await site.host()
+        process = await host.run(["crust", "node", "--json"])
+
+Nothing in a lab reaches the real network, several labs can live side by side, and none leaves anything behind, even
+when its owner is killed. `docs/explanation/natlab.md` tells how it works and what its NATs are worth.
+"""
+
+from __future__ import annotations
+
+from .declare import NATS, Behaviour, Firewall, Kind, Link, Nat, Ports, Router
+from .errors import LabError, LabUnavailable, NotAsDeclared
+from .lab import Host, Lab, Site
+from .matrix import CrustProgram, Expectation, Outcome, Program, expect, run_matrix, table
+from .probe import Findings, measure, prove
+from .process import Process
+
+__all__ = [
+    "NATS",
+    "Behaviour",
+    "CrustProgram",
+    "Expectation",
+    "Findings",
+    "Firewall",
+    "Host",
+    "Kind",
+    "Lab",
+    "LabError",
+    "LabUnavailable",
+    "Link",
+    "Nat",
+    "NotAsDeclared",
+    "Outcome",
+    "Ports",
+    "Process",
+    "Program",
+    "Router",
+    "Site",
+    "expect",
+    "measure",
+    "prove",
+    "run_matrix",
+    "table",
+]

@@ -198,7 +198,7 @@ _LINUX = Router(nat=Nat(), kernel=True)
 _LINUX_RANDOM = Nat(mapping=APD, ports=Ports.RANDOM)
 
 _KINDS = (
-    Kind(name="public", text="a host on the internet, no NAT"),
+    Kind(name="public", text="a host on the internet, no NAT", ipv6=True),
     Kind(name="full-cone", text="endpoint-independent mapping and filtering", routers=_own(filtering=EI)),
     Kind(
         name="address-restricted",

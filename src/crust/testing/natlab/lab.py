@@ -479,7 +479,11 @@ class Lab:
             await self.keeper.call("drop", namespace=place.namespace)
 
     async def counters(self) -> dict[str, int]:
-        """How many packets the lab dropped, by reason; `overrun` is what the lab was too slow for."""
+        """How many packets the lab dropped, by reason.
+
+        Three tell whether this machine was fast enough: `overrun` packets found a buffer full, the lab came `late` by
+        more than 2 ms so many times, by at most `latest_us`.
+        """
         found: dict[str, int] = await self.fabric.call("counters")
         return found
 

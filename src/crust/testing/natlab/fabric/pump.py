@@ -271,9 +271,11 @@ class Pump:
         self._by_member[member].capture = descriptor
 
     def do_counters(self) -> dict[str, int]:
-        """Packets that were dropped, by reason."""
+        """Packets that were dropped, by reason, and whether the pump kept time."""
+        clockwork = self._clockwork
         overrun = sum(cable.lost() for cable in self._by_member.values())
-        return {**self._clockwork.dropped, "overrun": overrun}
+        latest = round(clockwork.latest * 1e6)
+        return {**clockwork.dropped, "overrun": overrun, "late": clockwork.late, "latest_us": latest}
 
 
 def _text(endpoint: tuple[bytes, int]) -> str:
