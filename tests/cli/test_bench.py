@@ -28,7 +28,7 @@ def tiny(**changes: object) -> Plan:
     return Plan(**(values | changes))  # type: ignore[arg-type]
 
 
-def no_progress(_round: int, _row: str, _measure: str) -> None:
+def no_progress(_round: int | None, _row: str, _measure: str) -> None:
     pass
 
 
@@ -92,7 +92,7 @@ async def test_utp_is_measured_over_utp_or_said_to_be_missing(row: str) -> None:
 
 
 async def test_what_is_not_asked_for_is_not_measured() -> None:
-    told: list[tuple[int, str, str]] = []
+    told: list[tuple[int | None, str, str]] = []
     results = await measure(tiny(rows=["raw_tcp"], measures=["rtt"]), lambda *step: told.append(step))
     assert told == [(0, "raw_tcp", "rtt")]
     assert list(results.figures) == ["raw_tcp"]
@@ -108,6 +108,16 @@ async def test_a_row_that_fails_is_named_and_the_others_are_measured(monkeypatch
     results = await measure(tiny(rows=["no_such_row", "raw_tcp"], measures=["rtt"]), no_progress)
     assert "no_such_row" in results.missing["no_such_row"]
     assert results.figures["raw_tcp"]["rtt_us"]
+
+
+async def test_failure_of_the_memory_measure_costs_that_figure_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object, **__: object) -> float:
+        raise WorkerError("hold: OSError: Too many open files")
+
+    monkeypatch.setattr(control._Pair, "idle", fail)
+    results = await measure(tiny(rows=["raw_tcp"], measures=["rtt", "idle"]), no_progress)
+    assert results.missing == {"raw_tcp idle": "hold: OSError: Too many open files"}
+    assert list(results.figures["raw_tcp"]) == ["rtt_us"]
 
 
 async def test_worker_answers_with_the_reason_and_goes_on() -> None:
@@ -263,7 +273,10 @@ async def test_interrupt_ends_it_and_its_workers_within_two_seconds() -> None:
     )
     assert process.stderr is not None
     assert process.stdout is not None
-    await process.stderr.readline()  # "round 1 of 5": workers run
+    await process.stderr.readline()  # "memory": workers start
+    async with asyncio.timeout(5):
+        while len(children(process.pid)) < 2:
+            await asyncio.sleep(0.01)
     workers = children(process.pid)
     assert len(workers) == 2
     os.kill(process.pid, signal.SIGINT)

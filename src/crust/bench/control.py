@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from crust.bench import BULK_MESSAGE_BYTES, MEASURES, ROWS
 from crust.bench.process import UnsupportedError, Worker, WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
 __all__ = ["FIGURES", "Plan", "Results", "measure"]
 
@@ -61,7 +62,7 @@ class Results:
 
     Attributes:
         figures: for each row and figure the readings, one of each round.
-        missing: for each row without figures, or with only some, why.
+        missing: why a row ("tcp"), or its memory ("tcp idle"), has no figures, or not from every round.
         rounds: rounds that were completed.
         loop: the event loop of the workers.
         idle_connections: how many idle connections were held for the memory figure.
@@ -80,55 +81,71 @@ class Results:
         self.figures.setdefault(row, {}).setdefault(figure, []).append(value)
 
 
-async def measure(plan: Plan, progress: Callable[[int, str, str], None]) -> Results:
+async def measure(plan: Plan, progress: Callable[[int | None, str, str], None]) -> Results:
     """Measure every row in every round.
 
     Args:
         plan: what and how much.
-        progress: told round (from 0), row and measure before each.
+        progress: told round (from 0; None for memory, which comes before the rounds), row and measure before each.
 
     Returns:
         The readings; rows that fail are named in `missing`, nothing is raised for them.
     """
     results = Results()
-    start = time.monotonic()
-    longest = 0.0
-    for number in range(plan.rounds):
+    deadline = time.monotonic() + plan.seconds
+    if "idle" in plan.measures:
+        for row in plan.rows:
+            if row != "raw_udp_gso":  # has no connections
+                progress(None, row, "idle")
+                await _measure(_measure_idle, plan, results, row, deadline, part=" idle")
+    longest = _LEAST_SECONDS
+    measures = [name for name in plan.measures if name != "idle"]
+    for number in range(plan.rounds if measures else 0):
         began = time.monotonic()
-        if began - start + max(longest, _LEAST_SECONDS) > plan.seconds:
+        if began + longest > deadline:
             break
         for row in plan.rows:
-            left = plan.seconds - (time.monotonic() - start)
-            if left < _LEAST_SECONDS and row not in results.figures:
-                results.missing.setdefault(row, "no time left")
-            if left >= _LEAST_SECONDS and row not in results.missing:
-                await _measure_row(plan, results, row, number, min(left, plan.call_seconds), progress)
+            for_round = partial(_measure_round, measures, partial(progress, number, row))
+            await _measure(for_round, plan, results, row, deadline)
         longest = max(longest, time.monotonic() - began)
         results.rounds += 1
     return results
 
 
-async def _measure_row(
+async def _measure(
+    do: Callable[[Plan, Results, str, float], Awaitable[None]],
     plan: Plan,
     results: Results,
     row: str,
-    number: int,
-    seconds: float,
-    progress: Callable[[int, str, str], None],
+    deadline: float,
+    *,
+    part: str = "",
+) -> None:
+    """Measure something of a row (`part` of it), unless the row failed before or no time is left."""
+    left = deadline - time.monotonic()
+    if row in results.missing:
+        return
+    if left < _LEAST_SECONDS:
+        if row not in results.figures:
+            results.missing[row] = "no time left"
+        return
+    try:
+        await do(plan, results, row, min(left, plan.call_seconds))
+    except UnsupportedError as error:
+        results.missing[row] = str(error)
+    except WorkerError as error:
+        results.missing[row + part] = str(error)
+
+
+async def _measure_round(
+    measures: Sequence[str], progress: Callable[[str], None], plan: Plan, results: Results, row: str, seconds: float
 ) -> None:
     """One round of one row, between fresh processes."""
-    try:
-        async with _Pair(row, seconds) as pair:
-            results.loop = pair.loop
-            for name in plan.measures:
-                if name != "idle":
-                    progress(number, row, name)
-                    await getattr(pair, name)(plan, results)
-        if "idle" in plan.measures and number == 0 and row != "raw_udp_gso":
-            progress(number, row, "idle")
-            await _measure_idle(plan, results, row, seconds)
-    except (UnsupportedError, WorkerError) as error:
-        results.missing[row] = str(error)
+    async with _Pair(row, seconds) as pair:
+        results.loop = pair.loop
+        for name in measures:
+            progress(name)
+            await getattr(pair, name)(plan, results)
 
 
 async def _measure_idle(plan: Plan, results: Results, row: str, seconds: float) -> None:
@@ -143,6 +160,7 @@ async def _measure_idle(plan: Plan, results: Results, row: str, seconds: float) 
     for one_identity in (False, True):
         async with _Pair(row, seconds) as pair:
             count = min(plan.idle, await pair.most_idle())
+            results.loop = pair.loop
             kib.append(await pair.idle(count, one_identity=one_identity))
     results.idle_connections = count
     results.idle_sides[row] = (kib[0], kib[1])

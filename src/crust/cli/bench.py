@@ -67,7 +67,8 @@ async def run(args: argparse.Namespace, out: Output) -> int:
     figures = medians(results)
     out.data(_table(plan, figures))
     for name, reason in results.missing.items():
-        out.data(f"Not measured: {_LABELS[name]} ({reason})")
+        row, _, part = name.partition(" ")
+        out.data(f"Not measured: {_LABELS[row]} {part}".rstrip() + f" ({reason})")
     checks = [held for held in check(figures) if held.passed is not None]
     if checks:
         out.data("\n" + _verdicts(checks))
@@ -108,7 +109,7 @@ class _Progress:
     def __init__(self, plan: Plan, out: Output) -> None:
         self._plan = plan
         self._out = out
-        self._round = -1
+        self._stage = ""
         self._status: Status | None = None
 
     def __enter__(self) -> Self:
@@ -123,13 +124,14 @@ class _Progress:
         if self._status is not None:
             self._status.stop()
 
-    def step(self, number: int, row: str, measure: str) -> None:
+    def step(self, number: int | None, row: str, measure: str) -> None:
         """Note that one measure of one row begins."""
+        stage = "memory" if number is None else f"round {number + 1} of {self._plan.rounds}"
         if self._status is not None:
-            self._status.update(f"round {number + 1} of {self._plan.rounds}: {_LABELS[row]}, {measure}")
-        elif number != self._round:
-            self._out.say(f"round {number + 1} of {self._plan.rounds}")
-        self._round = number
+            self._status.update(f"{stage}: {_LABELS[row]}, {measure}")
+        elif stage != self._stage:
+            self._out.say(stage)
+        self._stage = stage
 
 
 def _table(plan: Plan, figures: Figures) -> str:
@@ -177,9 +179,10 @@ def _render(table: Table) -> str:
 
 
 def _method(plan: Plan, results: Results) -> str:
-    medians = "one round" if results.rounds == 1 else f"medians of {results.rounds} rounds"
-    text = f"Two processes over loopback, event loop {results.loop or 'unknown'}, {medians}"
-    if results.rounds < plan.rounds:
+    text = f"Two processes over loopback, event loop {results.loop or 'unknown'}"
+    if results.rounds:
+        text += ", one round" if results.rounds == 1 else f", medians of {results.rounds} rounds"
+    if 0 < results.rounds < plan.rounds:
         text += f" (of {plan.rounds}: time ran out)"
     if results.idle_connections:
         text += f", memory over {results.idle_connections} idle connections (the larger side)"
