@@ -282,7 +282,7 @@ class Node:
         while not self._given_up(connection):
             await asyncio.sleep(_REDIAL_PAUSES[min(attempts, len(_REDIAL_PAUSES) - 1)])
             attempts += 1
-            if not connection.session.needs_path or set(connection.session.path_ids) - paths:
+            if not connection.session.needs_path() or set(connection.session.path_ids) - paths:
                 return
             started = monotonic()
             try:
@@ -296,7 +296,7 @@ class Node:
             self._attach(connection, won, started)
             core.stats.count("path.redialled")
             await self._confirmed(connection)
-            if connection.session.active_path is not None and not connection.session.needs_path:
+            if connection.session.active_path is not None and not connection.session.needs_path():
                 return
 
     def _given_up(self, connection: Connection) -> bool:

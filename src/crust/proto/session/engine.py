@@ -217,7 +217,6 @@ class Session:
         """The path that carries our data."""
         return None if self._active is None else self._active.id
 
-    @property
     def needs_path(self) -> bool:
         """Whether no attached path answers."""
         return all(path.suspect for path in self._paths.values())
