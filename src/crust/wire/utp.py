@@ -14,10 +14,10 @@ A packet is this header and a body: a chain of extensions, each `next kind (1) �
 
 Extensions of ours (peers that do not know them skip them, as BEP 29 asks):
 
-    FAR_ACK  first (2) ‖ (gap (2) ‖ run (2))…   packets received beyond the reach of a selective ack: from ack_nr + 2 +
-                                                `first` on, `gap` packets missing and `run` packets received, repeated
-    PART     offset (2) ‖ total (2)             the payload is a part of a packet of `total` payload bytes, sent again
-                                                in pieces because the path no longer takes it whole
+    FAR_ACK  first (2) ‖ bits     packets received beyond the reach of a selective ack: bit i for packet
+                                  ack_nr + 2 + `first` + i, in the order of a selective ack's; may be repeated
+    PART     offset (2) ‖ total (2)     the payload is a part of a packet of `total` payload bytes, sent again in
+                                        pieces because the path no longer takes it whole
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
     "is_header_run",
     "parse_extensions",
     "parse_header",
-    "serialize_far_ack",
+    "serialize_far_acks",
     "serialize_header",
     "serialize_header_run",
     "serialize_part",
@@ -64,9 +64,10 @@ MAX_SACK_PACKETS = MAX_SACK_BYTES * 8
 # -- our own limits ------------------------------------------------------------------------------------------------
 # No sender needs more than three; a packet of 1400 bytes could hold 690 empty ones, each of which costs time.
 MAX_EXTENSIONS = 8
-# Runs in one FAR_ACK: what fits into the 255 bytes of an extension.
-MAX_FAR_RUNS = 63
+# Far acks in a packet; with the selective ack before them they reach over 10,080 packets.
+MAX_FAR_ACKS = 4
 
+_SACK_MASK = (1 << MAX_SACK_PACKETS) - 1
 _HEADER = Struct(">BBHIIIHH")
 _EXTENSION = Struct("BB")
 _SHORT = Struct(">H")
@@ -209,7 +210,7 @@ def parse_extensions(kind: int, body: Buffer) -> Extensions:
         RemoteProtocolError: the chain runs past the end, is too long, repeats itself or holds impossible values.
     """
     found: dict[int, Buffer] = {}
-    at = count = 0
+    at = count = far = 0
     while kind:
         count += 1
         if count > MAX_EXTENSIONS:
@@ -219,36 +220,32 @@ def parse_extensions(kind: int, body: Buffer) -> Extensions:
         following, end = body[at], at + 2 + body[at + 1]
         if end > len(body):
             raise RemoteProtocolError("a packet that ends inside an extension")
-        if kind in _KNOWN:
+        if kind == Extension.FAR_ACK:
+            far |= _parse_far_ack(body[at + 2 : end])
+        elif kind in _KNOWN:
             if kind in found:
                 raise RemoteProtocolError(f"extension {kind} twice in a packet")
             found[kind] = body[at + 2 : end]
         kind, at = following, end
     sack = int.from_bytes(found.get(Extension.SELECTIVE_ACK, b""), "little")
-    if Extension.FAR_ACK in found:
-        sack |= _parse_far_ack(found[Extension.FAR_ACK])
     part = _parse_part(found[Extension.PART]) if Extension.PART in found else None
     reason = found.get(Extension.CLOSE_REASON)
     # libtorrent: two reserved bytes and the code; any other length is ignored there too.
     close_reason = _PAIR.unpack(reason)[1] if reason is not None and len(reason) == 4 else None
-    return Extensions(sack, part, close_reason, at)
+    return Extensions(sack | far, part, close_reason, at)
 
 
-_KNOWN = frozenset((Extension.SELECTIVE_ACK, Extension.CLOSE_REASON, Extension.FAR_ACK, Extension.PART))
+_KNOWN = frozenset((Extension.SELECTIVE_ACK, Extension.CLOSE_REASON, Extension.PART))
 
 
 def _parse_far_ack(data: Buffer) -> int:
-    if len(data) < 6 or len(data) % 4 != 2:
+    if len(data) < 3:
         raise RemoteProtocolError("a far ack of impossible length")
-    at = _SHORT.unpack_from(data)[0]
-    mask = 0
-    for gap, run in _PAIR.iter_unpack(data[2:]):
-        at += gap
-        if not run or at + run > SEQUENCE_NUMBERS // 2:
-            raise RemoteProtocolError("a far ack that reaches past half of the sequence numbers")
-        mask |= ((1 << run) - 1) << at
-        at += run
-    return mask
+    first: int = _SHORT.unpack_from(data)[0]
+    bits = int.from_bytes(data[2:], "little")
+    if first + bits.bit_length() > SEQUENCE_NUMBERS // 2:
+        raise RemoteProtocolError("a far ack that reaches past half of the sequence numbers")
+    return bits << first
 
 
 def _parse_part(data: Buffer) -> tuple[int, int]:
@@ -269,27 +266,29 @@ def serialize_selective_ack(sack: int, following: int = Extension.NONE) -> bytes
     """
     # BEP 29: at least four bytes, in multiples of four.
     length = min((sack.bit_length() + 31) // 32 * 4, MAX_SACK_BYTES) or 4
-    mask = sack & ((1 << 8 * length) - 1)
-    return _EXTENSION.pack(following, length) + mask.to_bytes(length, "little")
+    return _EXTENSION.pack(following, length) + (sack & _SACK_MASK).to_bytes(length, "little")
 
 
-def serialize_far_ack(sack: int, first: int = MAX_SACK_PACKETS) -> bytes:
-    """Write runs of received packets beyond the reach of a selective ack, the lowest first, as many as fit.
+def serialize_far_acks(sack: int, count: int = MAX_FAR_ACKS) -> bytes:
+    """Write far acks for what a selective ack does not reach, the lowest first.
 
     Args:
-        sack: bit i is set when packet `ack_nr` + 2 + i has been received; a bit at or past `first` must be set.
-        first: bits below it are left out.
+        sack: bit i is set when packet `ack_nr` + 2 + i has been received.
+        count: how many at most; each takes up to 256 bytes.
     """
+    chain: list[bytes] = []
+    first = MAX_SACK_PACKETS
     rest = sack >> first
-    pairs: list[bytes] = []
-    while rest and len(pairs) < MAX_FAR_RUNS:
-        gap = (rest & -rest).bit_length() - 1
-        rest >>= gap
-        run = (~rest & (rest + 1)).bit_length() - 1
-        rest >>= run
-        pairs.append(_PAIR.pack(gap, run))
-    data = _SHORT.pack(first) + b"".join(pairs)
-    return _EXTENSION.pack(Extension.NONE, len(data)) + data
+    for _ in range(min(count, MAX_FAR_ACKS)):
+        if not rest:
+            break
+        length = min((rest.bit_length() + 7) // 8, MAX_SACK_BYTES)
+        bits = (rest & _SACK_MASK).to_bytes(length, "little")
+        rest >>= MAX_SACK_PACKETS
+        following = Extension.FAR_ACK if rest and len(chain) + 1 < count else Extension.NONE
+        chain.append(_EXTENSION.pack(following, 2 + length) + _SHORT.pack(first) + bits)
+        first += MAX_SACK_PACKETS
+    return b"".join(chain)
 
 
 def serialize_part(offset: int, total: int) -> bytes:

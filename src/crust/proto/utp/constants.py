@@ -37,6 +37,9 @@ LEDBAT_ALLOWED_INCREASE_SEGMENTS = 1
 LEDBAT_MIN_CWND_SEGMENTS = 2
 LEDBAT_BASE_HISTORY_MINUTES = 10
 LEDBAT_CURRENT_FILTER = 4
+# Not of the RFC but of LEDBAT++ (draft-irtf-iccrg-ledbat-plus-plus §4.2), at half its strength: part of the window
+# given back in a round trip for a delay of twice the target.
+LEDBAT_DECREASE = 0.5
 
 # -- RFC 8899 (path MTU search) ------------------------------------------------------------------------------------
 MTU_MAX_PROBES = 3
@@ -74,6 +77,8 @@ PACING_MAX_CREDIT = 0.005
 MIN_LOSS_PROBE = 0.01
 # RFC 9293 §3.8.6.3: an ack for every second packet at least.
 ACK_EVERY_PACKETS = 2
+# A far ack may have a kilobyte: for so many packets it is a small part of the traffic.
+FAR_ACK_EVERY_PACKETS = 32
 # Payloads below it are copied and joined: each buffer kept costs some 200 bytes beyond its data.
 SMALL_PAYLOAD_BYTES = 512
 JOINED_PAYLOAD_BYTES = 65_536

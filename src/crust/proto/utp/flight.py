@@ -64,6 +64,7 @@ class Flight:
         "_judged",
         "_rack_seq",
         "_resent_at",
+        "_silent_bytes",
         "_tail",
         "fack",
         "lost",
@@ -96,6 +97,7 @@ class Flight:
         self._burst_times: list[float] = []
         self._bursts_from = seq_nr
         self._judged = seq_nr  # every packet below it has arrived, been taken for lost or been sent again
+        self._silent_bytes = 0  # overdue, and above what acknowledgements tell of: no longer on its way in any case
         self._resent_at: dict[int, float] = {}  # in the order of the repetitions
 
     @property
@@ -121,7 +123,7 @@ class Flight:
     @property
     def in_flight(self) -> int:
         """Payload believed to be on its way (the `pipe` of RFC 6675)."""
-        return self._tail - self._base - self.sacked_bytes - self.lost_bytes
+        return self._tail - self._base - self.sacked_bytes - self.lost_bytes - self._silent_bytes
 
     def add(self, payloads: list[Buffer], now: float) -> None:
         """Take note of packets sent for the first time; all payloads but the last have one size."""
@@ -156,6 +158,7 @@ class Flight:
         if advance < 0:
             sack >>= -advance
             advance = 0
+        self._silent_bytes = 0
         if not (sack or self.sacked or self.lost or self.resent):
             return self._advance_in_order(advance, now) if advance else 0
         arrived = ((1 << advance) - 1) | sack << advance
@@ -261,6 +264,7 @@ class Flight:
         if done:
             # Nothing above the highest arrival: an acknowledgement may not reach that far.
             lost = self._mark_first_copies(min(self._burst_ends[done - 1], self.fack))
+            self._silent_bytes = self._count_silent(self._burst_ends[done - 1])
             if lost:
                 sent = self._burst_times[bisect_right(self._burst_ends, self.una + lost.bit_length() - 1)]
             self._prune_bursts(max(self.una, self._judged))
@@ -269,6 +273,14 @@ class Flight:
             self._mark_repetition(seq)
             sent = max(sent, time)
         return lost, sent
+
+    def _count_silent(self, overdue: int) -> int:
+        """Payload of what is overdue, but past the highest arrival that acknowledgements reach to tell of."""
+        first, end = max(self.fack, self.una) - self.una, overdue - self.una
+        if first >= end:
+            return 0
+        known = (self.lost | self.resent) >> first << first & ((1 << end) - 1)
+        return self._ends[end - 1] - (self._ends[first - 1] if first else self._base) - self._bytes(known)
 
     def _overdue_repetitions(self, overdue: float) -> list[tuple[int, float]]:
         found = []

@@ -10,6 +10,7 @@ from crust.proto.utp.constants import (
     LEDBAT_ALLOWED_INCREASE_SEGMENTS,
     LEDBAT_BASE_HISTORY_MINUTES,
     LEDBAT_CURRENT_FILTER,
+    LEDBAT_DECREASE,
     LEDBAT_GAIN,
     LEDBAT_MIN_CWND_SEGMENTS,
     LEDBAT_TARGET,
@@ -81,9 +82,14 @@ class Ledbat:
                 return
         if sample.recovering or (off_target > 0 and not sample.limited):
             return
-        gain = LEDBAT_GAIN * off_target * sample.delivered * self._segment / self._cwnd
-        allowed = sample.in_flight + LEDBAT_ALLOWED_INCREASE_SEGMENTS * self._segment
-        self._set(min(self._cwnd + gain, max(allowed, self._cwnd)))
+        if off_target >= 0:
+            gain = LEDBAT_GAIN * off_target * sample.delivered * self._segment / self._cwnd
+            allowed = sample.in_flight + LEDBAT_ALLOWED_INCREASE_SEGMENTS * self._segment
+            self._set(min(self._cwnd + gain, max(allowed, self._cwnd)))
+        else:
+            # RFC 6817 takes back at most what it gave, a packet a round trip: minutes on a fast path. As LEDBAT++
+            # does, a share of the window, at most half of it in a round trip.
+            self._set(self._cwnd - min(-off_target * LEDBAT_DECREASE, 0.5) * sample.delivered)
 
     def _add_delay(self, delay_us: int, now: float) -> None:
         if self._zero is None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from crust.proto.timers import TimerTable
 from crust.proto.utp.config import UtpConfig
-from crust.proto.utp.constants import ACK_EVERY_PACKETS
+from crust.proto.utp.constants import ACK_EVERY_PACKETS, FAR_ACK_EVERY_PACKETS
 from crust.proto.utp.events import DropReason, UtpStats
 from crust.proto.utp.receive_buffer import Outcome, ReceiveBuffer
 from crust.proto.utp.timers import Timer
 from crust.wire.utp import (
+    HEADER_BYTES,
+    MAX_SACK_BYTES,
     MAX_SACK_PACKETS,
     Buffer,
     Extension,
-    serialize_far_ack,
+    serialize_far_acks,
     serialize_selective_ack,
 )
 
@@ -40,6 +42,7 @@ class Receiver:
     __slots__ = (
         "_ack_now",
         "_config",
+        "_far_ack_in",
         "_freed",
         "_stats",
         "_timers",
@@ -55,6 +58,7 @@ class Receiver:
         self.reply_micro = 0
         self._unacknowledged = 0  # packets since our last ack
         self._ack_now = False
+        self._far_ack_in = 0
         self._window_sent = config.receive_window
         self._freed = 0  # bytes consumed since our last packet
 
@@ -95,6 +99,7 @@ class Receiver:
             return None
         # Anything unusual is told at once: gaps and their end for fast repetition, and what was sent in vain (BEP 29).
         self._ack_now = True
+        self._far_ack_in -= 1
         return _DROPS.get(outcome)
 
     def on_fin(self, seq_nr: int) -> DropReason | None:
@@ -130,9 +135,15 @@ class Receiver:
         held = self.buffer.held
         if not held:
             return Extension.NONE, b""
-        if self._config.tunnel and held >> MAX_SACK_PACKETS:
-            return Extension.SELECTIVE_ACK, serialize_selective_ack(held, Extension.FAR_ACK) + serialize_far_ack(held)
-        return Extension.SELECTIVE_ACK, serialize_selective_ack(held)
+        if not self._config.tunnel or self._far_ack_in > 0 or held < 1 << MAX_SACK_PACKETS:
+            return Extension.SELECTIVE_ACK, serialize_selective_ack(held)
+        # They are large: one for every so many packets tells soon enough of what is far from being needed.
+        self._far_ack_in = FAR_ACK_EVERY_PACKETS
+        room = (self._config.mtu - HEADER_BYTES - MAX_SACK_BYTES - 2) // (MAX_SACK_BYTES + 4)
+        if not room:
+            return Extension.SELECTIVE_ACK, serialize_selective_ack(held)
+        far = serialize_far_acks(held, room)
+        return Extension.SELECTIVE_ACK, serialize_selective_ack(held, Extension.FAR_ACK) + far
 
     def _absolute(self, seq_nr: int) -> int:
         expected = self.buffer.next_seq

@@ -411,7 +411,7 @@ class Sender:
 
     def _allowance(self, demand: int, now: float, max_bytes: int) -> int:
         """Bytes that window and pacing let through; arms the timer when it is pacing that holds some back."""
-        # The window counts in whole packets, to the nearest: cutting off what is over would cost a tenth of a small one.
+        # The window counts in whole packets, to the nearest: rounding down would cost a tenth of a small one.
         room = min(self.congestion.cwnd + self._segment // 2 - self.flight.in_flight, demand)
         if room < demand:
             self._limited = True
