@@ -57,9 +57,7 @@ class Channel:
         made.setblocking(False)
         return made
 
-    async def _call(
-        self, verb: str, descriptors: Sequence[int], arguments: dict[str, Any]
-    ) -> tuple[Any, list[int]]:
+    async def _call(self, verb: str, descriptors: Sequence[int], arguments: dict[str, Any]) -> tuple[Any, list[int]]:
         if self._closed.is_set():
             raise LabError(f"the {self._peer} of the lab is gone")
         self._serial += 1
@@ -125,4 +123,3 @@ class Channel:
         for waiter in self._waiting.values():
             if not waiter.done():
                 waiter.set_exception(LabError(f"the {self._peer} of the lab is gone"))
-

@@ -173,7 +173,14 @@ class Keeper:
         os.close(self._namespaces.pop(namespace))
 
     def do_cable(
-        self, namespace: int, name: str, far: str, mac: str, addresses: list[str], gateways: list[str], mtu: int,
+        self,
+        namespace: int,
+        name: str,
+        far: str,
+        mac: str,
+        addresses: list[str],
+        gateways: list[str],
+        mtu: int,
         segments: int | None,
     ) -> None:
         """Make an interface in a namespace; its far end appears in the fabric's under the name `far`."""
@@ -209,7 +216,11 @@ class Keeper:
             os.kill(pid, number)
 
     def do_execute(
-        self, namespace: int, argv: list[str], environment: dict[str, str], directory: str | None,
+        self,
+        namespace: int,
+        argv: list[str],
+        environment: dict[str, str],
+        directory: str | None,
         descriptors: list[int],
     ) -> int:
         """Start a program in a namespace; the descriptors become its 0, 1, 2, and 3 where there is one."""
@@ -226,8 +237,13 @@ class Keeper:
         return pid
 
     def _become(
-        self, namespace: int, argv: list[str], environment: dict[str, str], directory: str | None,
-        descriptors: list[int], failure: int,
+        self,
+        namespace: int,
+        argv: list[str],
+        environment: dict[str, str],
+        directory: str | None,
+        descriptors: list[int],
+        failure: int,
     ) -> NoReturn:
         try:
             os.setsid()

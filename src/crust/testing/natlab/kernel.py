@@ -41,7 +41,7 @@ def timeout_sysctls(router: Router) -> dict[str, str | int]:
 
 
 def _outgoing(firewall: Firewall) -> list[str]:
-    rules = [f'meta l4proto {protocol} drop' for protocol in sorted(firewall.blocked)]
+    rules = [f"meta l4proto {protocol} drop" for protocol in sorted(firewall.blocked)]
     if firewall.tcp_ports is not None:
         ports = ", ".join(str(port) for port in sorted(firewall.tcp_ports))
         rules.append(f'iifname "lan" tcp dport != {{ {ports} }} drop')

@@ -122,7 +122,9 @@ class Host:
         """
         return await self._lab.start(self._namespace, argv, (stdin, stdout, stderr), env, cwd)
 
-    async def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM, protocol: int = 0) -> socket.socket:
+    async def socket(
+        self, family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM, protocol: int = 0
+    ) -> socket.socket:
         """A non-blocking socket on this host, to use in this process: it stays in the host's namespace for good."""
         return await self._lab.keeper.call_for_socket(
             "socket", namespace=self._namespace, family=int(family), kind=int(kind), protocol=protocol
@@ -338,7 +340,11 @@ class Lab:
             self.fabric = Channel("fabric", ours, self._on_event)
             argv = _command(_FABRIC, 3, self.seed)
             await self.keeper.call(
-                "execute", namespace=0, argv=argv, environment=dict(os.environ), directory=None,
+                "execute",
+                namespace=0,
+                argv=argv,
+                environment=dict(os.environ),
+                directory=None,
                 descriptors=[0, 2, 2, theirs.fileno()],
             )
         self.core = await self.fabric.call("network", hops=self._hops)
@@ -384,7 +390,13 @@ class Lab:
     # Places
 
     async def public(
-        self, name: str, *, addresses: int = 1, delay: float = 0.0, link: Link | None = None, ipv6: bool = True,
+        self,
+        name: str,
+        *,
+        addresses: int = 1,
+        delay: float = 0.0,
+        link: Link | None = None,
+        ipv6: bool = True,
         ipv4: bool = True,
     ) -> Host:
         """Add a host on the internet.
@@ -501,8 +513,11 @@ class Lab:
 
         async def execute(descriptors: list[int]) -> int:
             pid: int = await self.keeper.call(
-                "execute", namespace=namespace, argv=[str(word) for word in argv],
-                environment=dict(os.environ if env is None else env), directory=cwd or os.getcwd(),
+                "execute",
+                namespace=namespace,
+                argv=[str(word) for word in argv],
+                environment=dict(os.environ if env is None else env),
+                directory=cwd or os.getcwd(),
                 descriptors=descriptors,
             )
             return pid
@@ -532,20 +547,41 @@ class Lab:
         return Host(self, name, await self._namespace(_WITH_IPV6 if ipv6 else _NO_IPV6))
 
     async def _cable(
-        self, namespace: int, name: str, network: int, addresses: list[str], gateways: list[str], link: Link,
-        *, routed: Sequence[str] = (), gateway: bool = False,
+        self,
+        namespace: int,
+        name: str,
+        network: int,
+        addresses: list[str],
+        gateways: list[str],
+        link: Link,
+        *,
+        routed: Sequence[str] = (),
+        gateway: bool = False,
     ) -> tuple[int, str]:
         """Join a namespace to a network; returns the attachment and the name of the cable's far end."""
         number = next(self._numbers)
         far, mac = f"p{number}", (0x02_00_00_01_00_00 + number).to_bytes(6, "big").hex()
         await self.keeper.call(
-            "cable", namespace=namespace, name=name, far=far, mac=mac, addresses=addresses, gateways=gateways,
-            mtu=1500, segments=None,
+            "cable",
+            namespace=namespace,
+            name=name,
+            far=far,
+            mac=mac,
+            addresses=addresses,
+            gateways=gateways,
+            mtu=1500,
+            segments=None,
         )
         plain = [address.partition("/")[0] for address in addresses]
         figures = _link(link)
         member: int = await self.fabric.call(
-            "port", network=network, interface=far, mac=mac, addresses=[*plain, *routed], up=figures, down=figures,
+            "port",
+            network=network,
+            interface=far,
+            mac=mac,
+            addresses=[*plain, *routed],
+            up=figures,
+            down=figures,
             gateway=gateway,
         )
         return member, far
@@ -625,8 +661,14 @@ class Lab:
         site.address = address.partition("/")[0]
         firewall, figures = site.router.firewall, _link(link)
         site.member = await self.fabric.call(
-            "router", network=parent.network if parent else self.core, address=site.address, lan=site.network,
-            lan_address=site.gateway, nat=asdict(site.router.nat or Nat()), up=figures, down=figures,
+            "router",
+            network=parent.network if parent else self.core,
+            address=site.address,
+            lan=site.network,
+            lan_address=site.gateway,
+            nat=asdict(site.router.nat or Nat()),
+            up=figures,
+            down=figures,
             blocked=sorted(firewall.blocked),
             tcp_ports=None if firewall.tcp_ports is None else sorted(firewall.tcp_ports),
         )
@@ -644,9 +686,7 @@ class Lab:
         site.cables.append(far)
         inside = [f"{site.gateway}/{IPv4Network(site.lan).prefixlen}"] if router.nat is not None else []
         inside += [f"{site.prefix6}1/64"] if site.prefix6 else []
-        site.lan_member, far = await self._cable(
-            site.namespace, "lan", site.network, inside, [], Link(), gateway=True
-        )
+        site.lan_member, far = await self._cable(site.namespace, "lan", site.network, inside, [], Link(), gateway=True)
         site.cables.append(far)
         site.address = addresses[0].partition("/")[0] if router.nat is not None else None
         await self.load_rules(site)

@@ -248,9 +248,7 @@ async def _start(stack: AsyncExitStack, host: Host, argv: Sequence[str]) -> Proc
     return process
 
 
-async def _dial(
-    program: Program, hosts: tuple[Host, Host], rendezvous: Line, transport: str, timeout: float
-) -> Line:
+async def _dial(program: Program, hosts: tuple[Host, Host], rendezvous: Line, transport: str, timeout: float) -> Line:
     """One dial with fresh programs on both sides; returns the dialler's last line."""
     first, second = hosts
     async with AsyncExitStack() as stack:
@@ -338,7 +336,9 @@ def table(outcomes: Iterable[Outcome], transport: str) -> str:
     columns = list(dict.fromkeys(second for _, second in cells))
     grid = [["", *columns], *([row, *(_cell(cells.get((row, column), [])) for column in columns)] for row in rows)]
     widths = [max(len(line[index]) for line in grid) for index in range(len(columns) + 1)]
-    return "\n".join("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in grid)
+    return "\n".join(
+        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in grid
+    )
 
 
 def _cell(outcomes: list[Outcome]) -> str:

@@ -254,8 +254,7 @@ class NatBox:
             return True
         if filtering == AD:
             return any(
-                address == remote[0] and now - each.last < each.timeout
-                for (address, _), each in mapping.peers.items()
+                address == remote[0] and now - each.last < each.timeout for (address, _), each in mapping.peers.items()
             )
         return False
 

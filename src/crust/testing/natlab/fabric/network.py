@@ -153,7 +153,12 @@ class Network:
             self._broadcast = network.broadcast_address.packed
 
     def attach(
-        self, sink: Sink, addresses: list[bytes], *, up: Link | None = None, down: Link | None = None,
+        self,
+        sink: Sink,
+        addresses: list[bytes],
+        *,
+        up: Link | None = None,
+        down: Link | None = None,
         gateway: bool = False,
     ) -> Member:
         """Join a sink; an address of 8 bytes is an IPv6 /64 that is routed to it."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 __all__ = [
     "ACK",
+    "CHECKSUM_AT",
     "FIN",
     "ICMP",
     "ICMP6",
@@ -22,6 +23,8 @@ __all__ = [
     "checksum",
     "echo_reply",
     "icmp_error",
+    "ip_header",
+    "pseudo_sum",
     "reset_for",
 ]
 
@@ -34,7 +37,7 @@ _START = VNET_BYTES + _ETHERNET_BYTES
 _VNET = struct.Struct("=BBHHHH")  # flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
 _NEEDS_CHECKSUM = 1
 _GSO_NONE, _GSO_UDP_L4 = 0, 5
-_CHECKSUM_AT = {TCP: 16, UDP: 6}
+CHECKSUM_AT = {TCP: 16, UDP: 6}
 _PORTS = struct.Struct(">HH")
 _WORDS20 = struct.Struct(">10H")
 _ETHERTYPE4, _ETHERTYPE6 = b"\x08\x00", b"\x86\xdd"
@@ -136,9 +139,7 @@ class Packet:
         if self.flags & _NEEDS_CHECKSUM:
             begin = _ETHERNET_BYTES + self.start
             length = begin + (8 if self.protocol == UDP else (self.head[self.start + 12] >> 4) * 4)
-            vnet = _VNET.pack(
-                _NEEDS_CHECKSUM, self.gso_type, length, self.gso_size, begin, _CHECKSUM_AT[self.protocol]
-            )
+            vnet = _VNET.pack(_NEEDS_CHECKSUM, self.gso_type, length, self.gso_size, begin, CHECKSUM_AT[self.protocol])
         else:
             vnet = _NO_VNET
         kind = _ETHERTYPE4 if len(self.source) == 4 else _ETHERTYPE6
@@ -223,7 +224,7 @@ class Packet:
         head[start + port_at : start + port_at + 2] = port.to_bytes(2, "big")
         # RFC 1624 eqn. 3. With an offloaded checksum the field holds the plain sum of the pseudo-header, without ports.
         change = _words(new) + 0x1FFFE - _words(old)
-        at = start + _CHECKSUM_AT[self.protocol]
+        at = start + CHECKSUM_AT[self.protocol]
         if self.flags & _NEEDS_CHECKSUM:
             total = (head[at] << 8 | head[at + 1]) + change
             total = (total & 0xFFFF) + (total >> 16)
@@ -284,7 +285,7 @@ class Packet:
         else:
             head[start + 4 : start + 6] = (length - start).to_bytes(2, "big")
         pseudo = _words(self.source + self.target) + self.protocol + length - start
-        checksum_at = start + _CHECKSUM_AT[self.protocol]
+        checksum_at = start + CHECKSUM_AT[self.protocol]
         head[checksum_at : checksum_at + 2] = checksum(b"", pseudo).to_bytes(2, "big")
         train = len(payload) > self.gso_size
         vnet = _VNET.pack(_NEEDS_CHECKSUM, self.gso_type if train else 0, 0, self.gso_size if train else 0, 0, 0)
@@ -294,14 +295,16 @@ class Packet:
         return piece
 
 
-def _ip_header(source: bytes, target: bytes, protocol: int, length: int) -> bytes:
+def ip_header(source: bytes, target: bytes, protocol: int, length: int) -> bytes:
+    """The header of an IP packet with a payload of some length; no fragmentation, 64 hops."""
     if len(source) == 16:
         return struct.pack(">IHBB", 0x60000000, length, protocol, 64) + source + target
     header = struct.pack(">BBHHHBBH", 0x45, 0, 20 + length, 0, 0x4000, 64, protocol, 0) + source + target
     return header[:10] + (checksum(header) ^ 0xFFFF).to_bytes(2, "big") + header[12:]
 
 
-def _pseudo(source: bytes, target: bytes, protocol: int, length: int) -> int:
+def pseudo_sum(source: bytes, target: bytes, protocol: int, length: int) -> int:
+    """The sum of the pseudo-header that TCP, UDP and ICMPv6 checksums cover, not folded."""
     return _words(source + target) + protocol + length
 
 
@@ -320,9 +323,9 @@ def icmp_error(about: Packet, source: bytes, kind: int, code: int, value: int = 
     # RFC 1812 §4.3.2.3 allows more than the eight bytes that RFC 792 asks for.
     body = struct.pack(">BBHI", kind, code, 0, value) + about.to_bytes()[: 1232 if len(source) == 16 else 548]
     protocol = ICMP6 if len(source) == 16 else ICMP
-    start = _pseudo(source, about.source, protocol, len(body)) if protocol == ICMP6 else 0
+    start = pseudo_sum(source, about.source, protocol, len(body)) if protocol == ICMP6 else 0
     body = body[:2] + (checksum(body, start) ^ 0xFFFF).to_bytes(2, "big") + body[4:]
-    return Packet(_ip_header(source, about.source, protocol, len(body)) + body)
+    return Packet(ip_header(source, about.source, protocol, len(body)) + body)
 
 
 def echo_reply(request: Packet) -> Packet:
@@ -330,7 +333,7 @@ def echo_reply(request: Packet) -> Packet:
     body = bytearray(request.to_bytes()[request.start :])
     body[0:4] = b"\0\0\0\0"
     body[2:4] = (checksum(body) ^ 0xFFFF).to_bytes(2, "big")
-    return Packet(_ip_header(request.target, request.source, ICMP, len(body)) + bytes(body))
+    return Packet(ip_header(request.target, request.source, ICMP, len(body)) + bytes(body))
 
 
 def reset_for(segment: Packet) -> Packet | None:
@@ -346,5 +349,5 @@ def reset_for(segment: Packet) -> Packet | None:
         numbers = struct.pack(">IIBB", 0, sequence + length & 0xFFFFFFFF, 0x50, RST | ACK)
     body = _PORTS.pack(segment.target_port, segment.source_port) + numbers + bytes(6)
     source, target = segment.target, segment.source
-    total = checksum(body, _pseudo(source, target, TCP, 20)) ^ 0xFFFF
-    return Packet(_ip_header(source, target, TCP, 20) + body[:16] + total.to_bytes(2, "big") + body[18:])
+    total = checksum(body, pseudo_sum(source, target, TCP, 20)) ^ 0xFFFF
+    return Packet(ip_header(source, target, TCP, 20) + body[:16] + total.to_bytes(2, "big") + body[18:])

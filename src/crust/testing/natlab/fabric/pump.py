@@ -197,7 +197,13 @@ class Pump:
         return number
 
     def do_port(
-        self, network: int, interface: str, mac: str, addresses: list[str], up: dict[str, Any], down: dict[str, Any],
+        self,
+        network: int,
+        interface: str,
+        mac: str,
+        addresses: list[str],
+        up: dict[str, Any],
+        down: dict[str, Any],
         gateway: bool = False,
     ) -> int:
         """Join the far end of an interface of this process' namespace to a network."""
@@ -214,8 +220,16 @@ class Pump:
         return number
 
     def do_router(
-        self, network: int, address: str, lan: int, lan_address: str, nat: dict[str, Any], up: dict[str, Any],
-        down: dict[str, Any], blocked: list[str], tcp_ports: list[int] | None,
+        self,
+        network: int,
+        address: str,
+        lan: int,
+        lan_address: str,
+        nat: dict[str, Any],
+        up: dict[str, Any],
+        down: dict[str, Any],
+        blocked: list[str],
+        tcp_ports: list[int] | None,
     ) -> int:
         """Make a NAT router between two networks; the number is also that of its attachment to the upper one."""
         number = self._number()
