@@ -620,7 +620,7 @@ class Connection:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _wake_readers(self, readable: set[StreamState]) -> None:
+    def _wake_readers(self, readable: dict[StreamState, None]) -> None:
         streams = self._streams or {}
         for state in readable:
             stream = streams.get(state.id)

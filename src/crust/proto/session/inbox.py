@@ -81,7 +81,7 @@ class Inbox:
         self._received = [0] * PRIORITIES
         self._consumed = [0] * PRIORITIES
         self._granted = [self.window] * PRIORITIES
-        self.credits_due: set[int] = set()
+        self.credits_due: dict[int, None] = {}
         self.expected = 0
         self.ready_bytes = 0
         self.messages_received = 0
@@ -228,7 +228,7 @@ class Inbox:
     def _grant(self, priority: int, limit: int) -> None:
         if limit > self._granted[priority]:
             self._granted[priority] = limit
-            self.credits_due.add(priority)
+            self.credits_due[priority] = None
 
     def granted(self, priority: int) -> int:
         """The absolute credit of a priority."""

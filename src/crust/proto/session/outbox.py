@@ -28,8 +28,6 @@ MESSAGE_COST: Final = 64
 FRAME_COST: Final = 64
 """Bytes of retention that a frame costs beside its data."""
 
-_FORGET_AFTER: Final = 256  # acknowledged frames: cutting a list's head off moves the rest
-
 PRIORITIES: Final = 8
 GROUP_PAYLOADS: Final = 4  # 256 KiB in one write: larger gains nothing, and delays an urgent message
 _CONTROL_ROOM: Final = frames.RECORD_LIMIT - 512
@@ -110,7 +108,6 @@ class Outbox:
     __slots__ = (
         "_bits",
         "_control",
-        "_done",
         "_large",
         "_queues",
         "_retention_bytes",
@@ -149,8 +146,7 @@ class Outbox:
         self._rounds: list[deque[StreamState] | None] = [None] * PRIORITIES
         self._bits = 0  # bit p: priority p may have something to write
         self._control: list[Callable[[int], bytes]] = []
-        self._sent: list[Sent] = []  # written; the first `_done` of them are acknowledged
-        self._done = 0
+        self._sent: list[Sent] = []
         self._terms = terms
         self.signer: Signer | None = None
         if terms is not None:
@@ -215,7 +211,7 @@ class Outbox:
 
     def unacknowledged(self) -> deque[Sent]:
         """A copy of what was written and not acknowledged, in order."""
-        return deque(self._sent[self._done :])
+        return deque(self._sent)
 
     # --- acknowledgement and credit ------------------------------------------------------------------------------
 
@@ -229,18 +225,12 @@ class Outbox:
             raise RemoteProtocolError("acknowledges frames that were never sent")
         if next_expected <= self.acked:
             return False
-        sent, at = self._sent, self._done
-        freed = 0
+        sent = self._sent
+        freed = at = 0
         while at < len(sent) and sent[at].number < next_expected:
             freed += sent[at].cost
             at += 1
-        if at == len(sent):
-            sent.clear()
-            at = 0
-        elif at > _FORGET_AFTER:
-            del sent[:at]
-            at = 0
-        self._done = at
+        del sent[:at]
         self.retained_bytes -= freed
         self.acked = next_expected
         return True

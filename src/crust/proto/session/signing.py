@@ -19,7 +19,6 @@ import hashlib
 import struct
 import sys
 from array import array
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -472,7 +471,7 @@ class Verifier(_Ledger):
         self.segment = Segment()
         self._segment_start = 0
         self._segments: list[tuple[int, int, Segment]] = []  # earlier ones with unsigned units, from start to end
-        self._signatures: deque[bytes] = deque(maxlen=_SIGNATURES_KEPT)
+        self._signatures: list[bytes] = []
         self._late_bytes = 0  # that came when a signature was due already
         self._waited = 0.0  # time during which frames kept coming, but no signature
         self._heard = 0.0  # when the last frame came
@@ -521,6 +520,7 @@ class Verifier(_Ledger):
         if root_of(leaves) != statement.root:
             raise BadSignatureError("bad signature: made over something else than what was sent", (statement,))
         self._signatures.append(bytes(body))
+        del self._signatures[:-_SIGNATURES_KEPT]
         tags = self._tags[:units]
         self._share(_Batch(statement, Tree(leaves), tags, self._seed), statement.last)
         self._start_batch(units, self._bytes if len(tags) == len(self._tags) else sum(tag & MAX_LENGTH for tag in tags))
