@@ -32,9 +32,11 @@ __all__ = [
     "Messages",
     "NumberedFrame",
     "PathClose",
+    "PathService",
     "Ping",
     "Pong",
     "Seed",
+    "Service",
     "Signature",
     "StreamCredit",
     "StreamData",
@@ -54,9 +56,11 @@ __all__ = [
     "serialize_messages",
     "serialize_padding",
     "serialize_path_close",
+    "serialize_path_service",
     "serialize_ping",
     "serialize_pong",
     "serialize_seed",
+    "serialize_service",
     "serialize_signature",
     "serialize_stream_credit",
     "serialize_stream_data",
@@ -72,9 +76,9 @@ RECORD_LIMIT: Final = 65536
 INLINE_LIMIT: Final = 16384
 """Fragments and chunks up to this size travel inside the control record: copying them is cheaper than a record."""
 
-_PADDING, _HELLO, _ACK, _CREDIT, _STREAM_CREDIT, _PING, _PONG, _GONE, _PATH_CLOSE, _DATAGRAM = range(10)
+_PADDING, _HELLO, _ACK, _CREDIT, _STREAM_CREDIT, _PING, _PONG, _GONE, _PATH_CLOSE, _DATAGRAM, _PATH_SERVICE = range(11)
 _MESSAGES, _FRAGMENT, _ABORT, _STREAM_OPEN, _STREAM_DATA = range(0x10, 0x15)
-_STREAM_FIN, _STREAM_RESET, _STREAM_STOP, _CLOSE, _SEED, _SIGNATURE = range(0x15, 0x1B)
+_STREAM_FIN, _STREAM_RESET, _STREAM_STOP, _CLOSE, _SEED, _SIGNATURE, _SERVICE = range(0x15, 0x1C)
 
 _HELLO_BODY = struct.Struct(">B16s16sQIII")
 _ACK_BODY = struct.Struct(">BQ")
@@ -250,6 +254,19 @@ class Signature(msgspec.Struct, frozen=True, gc=False):
     body: bytes
 
 
+class Service(msgspec.Struct, frozen=True, gc=False):
+    """A message between the two nodes themselves (see `wire.service`): signalling, not the application's."""
+
+    number: int
+    body: bytes
+
+
+class PathService(msgspec.Struct, frozen=True, gc=False):
+    """The same about the path that it comes over: may be lost with it."""
+
+    body: bytes
+
+
 NumberedFrame = (
     Messages
     | Fragment
@@ -262,8 +279,9 @@ NumberedFrame = (
     | Close
     | Seed
     | Signature
+    | Service
 )
-Frame = Hello | Ack | Credit | StreamCredit | Ping | Pong | Gone | PathClose | Datagram | NumberedFrame
+Frame = Hello | Ack | Credit | StreamCredit | Ping | Pong | Gone | PathClose | Datagram | PathService | NumberedFrame
 
 
 # --- bytes out ---------------------------------------------------------------------------------------------------
@@ -376,6 +394,16 @@ def serialize_seed(number: int, seed: bytes) -> bytes:
 def serialize_signature(number: int, body: bytes) -> bytes:
     """A SIGNATURE frame; the body has at most 65,000 bytes."""
     return _SIGNATURE_BODY.pack(_SIGNATURE, number, len(body)) + body
+
+
+def serialize_service(number: int, body: bytes) -> bytes:
+    """A SERVICE frame; the body has at most 16,384 bytes."""
+    return _SIGNATURE_BODY.pack(_SERVICE, number, len(body)) + body
+
+
+def serialize_path_service(body: bytes) -> bytes:
+    """A PATH_SERVICE frame; the body has at most 1,024 bytes."""
+    return _SIZED_BODY.pack(_PATH_SERVICE, len(body)) + body
 
 
 # --- bytes in ----------------------------------------------------------------------------------------------------
@@ -538,6 +566,16 @@ def _parse_signature(cursor: _Cursor) -> Signature:
     return Signature(number, cursor.take(size))
 
 
+def _parse_service(cursor: _Cursor) -> Service:
+    _, number, size = cursor.unpack(_SIGNATURE_BODY)
+    return Service(number, cursor.take(size))
+
+
+def _parse_path_service(cursor: _Cursor) -> PathService:
+    _, size = cursor.unpack(_SIZED_BODY)
+    return PathService(cursor.take(size))
+
+
 _PARSERS: Final[dict[int, Callable[[_Cursor], Frame | None]]] = {
     _PADDING: _parse_padding,
     _HELLO: _parse_hello,
@@ -560,6 +598,8 @@ _PARSERS: Final[dict[int, Callable[[_Cursor], Frame | None]]] = {
     _CLOSE: _parse_close,
     _SEED: _parse_seed,
     _SIGNATURE: _parse_signature,
+    _SERVICE: _parse_service,
+    _PATH_SERVICE: _parse_path_service,
 }
 
 

@@ -33,17 +33,24 @@ class Delivery:
         streams: where bytes of streams do.
         terms: how the peer signs; None when it does not.
         closed: called when the peer's CLOSE is delivered.
+        service: called with each message between the nodes.
     """
 
-    __slots__ = ("_closed", "_held", "_inbox", "_opening", "_streams", "_terms", "signatures", "verifier")
+    __slots__ = ("_closed", "_held", "_inbox", "_opening", "_service", "_streams", "_terms", "signatures", "verifier")
 
     def __init__(
-        self, inbox: Inbox, streams: StreamMultiplexer, terms: SigningTerms | None, closed: Callable[[float], None]
+        self,
+        inbox: Inbox,
+        streams: StreamMultiplexer,
+        terms: SigningTerms | None,
+        closed: Callable[[float], None],
+        service: Callable[[bytes], None],
     ) -> None:
         self._inbox = inbox
         self._streams = streams
         self._terms = terms
         self._closed = closed
+        self._service = service
         self._held: deque[tuple[int, frames.NumberedFrame, bytes, Mark]] | None = None
         self._opening: dict[int, int] = {}  # priorities of streams whose opening is held
         self.verifier: Verifier | None = None
@@ -61,6 +68,9 @@ class Delivery:
             return
         if isinstance(frame, frames.Seed):
             self._on_seed(frame)
+            return
+        if isinstance(frame, frames.Service):
+            self._service(frame.body)
             return
         message = b""
         if isinstance(frame, frames.Fragment):

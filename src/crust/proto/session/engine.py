@@ -19,6 +19,7 @@ from crust.proto.session.events import (
     PathDead,
     PathStalled,
     Ponged,
+    ServiceReceived,
     SessionEnded,
     SessionEvent,
 )
@@ -41,6 +42,9 @@ ACK_BYTES: Final = 256 * 1024
 ACK_DELAY: Final = 0.05
 
 SETTLE_DELAY: Final = 1.0
+
+CONTROL_WAITING: Final = 64
+"""Frames that wait for one path: a peer that asks for much and reads nothing gets no memory."""
 
 # PROTOCOL 16: data without progress for max(3 RTT, 500 ms) means a probe and another dial, at most once a second.
 STALL_LEAST: Final = 0.5
@@ -155,7 +159,7 @@ class Session:
         self.outbox = Outbox(table, limits.retention_bytes, terms, random(32) if terms else b"")
         self.inbox = Inbox(limits.receive_window_bytes, limits.max_message_bytes, limits.retention_bytes)
         self.streams = StreamMultiplexer(table, self.outbox)
-        self.delivery = Delivery(self.inbox, self.streams, terms, self._on_close)
+        self.delivery = Delivery(self.inbox, self.streams, terms, self._on_close, self._on_service)
         self._name = name
         self._limits = limits
         self._random = random
@@ -444,7 +448,7 @@ class Session:
         self.streams.credit_raised(frame)
 
     def _on_ping(self, path: _Path, frame: frames.Ping, now: float) -> None:
-        if len(path.control) < 64:  # a peer that floods PINGs and reads nothing gets no memory
+        if len(path.control) < CONTROL_WAITING:  # a peer that floods PINGs and reads nothing gets no memory
             path.control.append(frames.serialize_pong(frame.token))
         self._ack_due = self._ack_due or self.inbox.expected > self._ack_sent
 
@@ -457,6 +461,12 @@ class Session:
 
     def _on_path_close(self, path: _Path, frame: frames.PathClose, now: float) -> None:
         self._events.append(PathDead(path.id, "surplus"))
+
+    def _on_service(self, body: bytes) -> None:
+        self._events.append(ServiceReceived(body, None))
+
+    def _on_path_service(self, path: _Path, frame: frames.PathService, now: float) -> None:
+        self._events.append(ServiceReceived(frame.body, path.id))
 
     def _on_datagram(self, path: _Path, frame: frames.Datagram, now: float) -> None:
         self._events.append(DatagramReceived(frame.data))
@@ -535,6 +545,17 @@ class Session:
             self._pings.pop(next(iter(self._pings)))
         self._pings[token] = now
         return token
+
+    def send_service(self, body: bytes, path_id: int | None = None) -> bool:
+        """Tell the peer's node something; over a path, for what concerns only that. False when too much waits."""
+        if path_id is None:
+            self.outbox.queue_control(lambda number: frames.serialize_service(number, body))
+            return True
+        path = self._paths.get(path_id)
+        if path is None or len(path.control) >= CONTROL_WAITING:
+            return False
+        path.control.append(frames.serialize_path_service(body))
+        return True
 
     def flush_mark(self) -> FlushMark:
         """Remember what is queued now; ask `flushed` about it."""
@@ -660,4 +681,5 @@ _UNNUMBERED: Final[dict[type, Callable[[Session, _Path, Any, float], None]]] = {
     frames.Pong: Session._on_pong,
     frames.PathClose: Session._on_path_close,
     frames.Datagram: Session._on_datagram,
+    frames.PathService: Session._on_path_service,
 }

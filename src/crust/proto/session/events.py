@@ -6,7 +6,7 @@ import msgspec
 
 from crust.errors import CrustError
 
-__all__ = ["DatagramReceived", "PathDead", "PathStalled", "Ponged", "SessionEnded", "SessionEvent"]
+__all__ = ["DatagramReceived", "PathDead", "PathStalled", "Ponged", "ServiceReceived", "SessionEnded", "SessionEvent"]
 
 
 class PathStalled(msgspec.Struct, frozen=True):
@@ -35,10 +35,17 @@ class DatagramReceived(msgspec.Struct, frozen=True):
     data: bytes
 
 
+class ServiceReceived(msgspec.Struct, frozen=True):
+    """A message from the peer's node to ours; `path_id` is None where it does not concern a path."""
+
+    body: bytes
+    path_id: int | None
+
+
 class SessionEnded(msgspec.Struct, frozen=True):
     """The last event of a session."""
 
     error: CrustError
 
 
-SessionEvent = PathStalled | PathDead | Ponged | DatagramReceived | SessionEnded
+SessionEvent = PathStalled | PathDead | Ponged | DatagramReceived | ServiceReceived | SessionEnded

@@ -244,6 +244,8 @@ class Outbox:
 
     def fill(self, group: GroupBuilder, now: float) -> None:
         """Write new frames into a group until it is full or nothing may be written."""
+        if self.close_number is not None:
+            return  # CLOSE was the last frame: the end of a stream that the peer has stopped is moot
         while self._control and group.room > 1024:
             self._write(group, self._control.pop(0)(self.next_number), None, 0)
         signer = self.signer
