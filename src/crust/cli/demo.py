@@ -84,7 +84,18 @@ async def _show(ada: crust.Node, ben: Worker, place: Path, story: _Story) -> dic
     connect_ms = (time.perf_counter() - began) * 1000
     path = connection.path
     story.connected(introduced["contact"], connect_ms, path)
+    try:
+        figures = await _use(connection, ben, place, story)
+        await connection.close()
+    except BaseException:
+        # An orderly end delivers what is queued: after Ctrl-C there is no time for that, the files are to be removed.
+        connection.abort()
+        raise
+    return {"connect_ms": round(connect_ms, 3), "path": path, **figures}
 
+
+async def _use(connection: crust.Connection, ben: Worker, place: Path, story: _Story) -> dict[str, Any]:
+    """Send the folder, compare it, and let urgent messages overtake; returns the figures of these."""
     entries, files, size = await asyncio.to_thread(_standard_library, shutil.disk_usage(place).free // 3)
     story.folder(files, size)
     inbox = place / "inbox"
@@ -97,18 +108,12 @@ async def _show(ada: crust.Node, ben: Worker, place: Path, story: _Story) -> dic
     )
     story.compared(size, folder_seconds, ours, theirs)
 
-    bulk = await _overtake(connection, ben, story)
-    await connection.close()
     return {
         "files": files,
         "bytes": size,
-        "mb_s": bulk["mb_s"],
         "folder_mb_s": round(size / folder_seconds / 1e6, 1),
-        "connect_ms": round(connect_ms, 3),
-        "path": path,
         "hashes_equal": ours == theirs,
-        "overtook_ms": bulk["overtook_ms"],
-        "overtaken_bytes": bulk["overtaken_bytes"],
+        **await _overtake(connection, ben, story),
     }
 
 
