@@ -106,7 +106,7 @@ def parse_ssdp_untrusted(data: bytes, source: str, on_link: Iterable[IpNetwork] 
     status = lines[0].split(None, 2)
     if len(status) < 2 or not status[0].upper().startswith("HTTP/1.") or status[1] != "200":
         raise RemoteProtocolError("not an SSDP answer")
-    headers = {}
+    headers: dict[str, str] = {}
     for line in lines[1:]:
         name, colon, value = line.partition(":")
         if colon:
@@ -117,7 +117,7 @@ def parse_ssdp_untrusted(data: bytes, source: str, on_link: Iterable[IpNetwork] 
 
 
 def _check_location(location: str, source: str, on_link: Iterable[IpNetwork]) -> str:
-    """The description's URL with a numeric host that belongs to the router (else we would fetch what a stranger names)."""
+    """The description's URL, on the router or on-link: else we would fetch whatever a stranger names."""
     try:
         if not location.isascii() or not location.isprintable() or " " in location:
             raise ValueError("odd characters")
@@ -482,7 +482,7 @@ def _import_upnp() -> SimpleNamespace:
     from async_upnp_client.const import HttpResponse
     from async_upnp_client.exceptions import UpnpActionError
 
-    class Requester(UpnpRequester):  # type: ignore[misc]
+    class Requester(UpnpRequester):
         """HTTP to one host only: no redirects, no proxies, bounded in time, size and number."""
 
         def __init__(self, location: str, local_host: str) -> None:
