@@ -26,7 +26,7 @@ def _seeds() -> list[bytes]:
         packet(utp.PacketType.SYN),
         packet(utp.PacketType.DATA, body=b"payload"),
         packet(utp.PacketType.STATE, utp.Extension.SELECTIVE_ACK, utp.serialize_selective_ack(0b1011)),
-        packet(utp.PacketType.STATE, utp.Extension.SELECTIVE_ACK, far + utp.serialize_far_ack(0b111 << 3000)),
+        packet(utp.PacketType.STATE, utp.Extension.SELECTIVE_ACK, far + utp.serialize_far_acks(0b111 << 3000)),
         packet(utp.PacketType.DATA, utp.Extension.PART, utp.serialize_part(10, 1000) + b"piece"),
         packet(utp.PacketType.RESET, utp.Extension.CLOSE_REASON, b"\0\4\0\0\0\7"),
     ]
