@@ -82,6 +82,14 @@ def test_inbound_packets_reach_the_inside_endpoint() -> None:
     assert (packet.target, packet.target_port) == (A, 5000)
 
 
+def test_an_answer_leaves_by_the_port_that_the_question_came_to() -> None:
+    nat = Bench(mapping=APD, filtering=EI, ports="random")
+    port = nat.port(5000, B, 1)
+    assert nat.lets_in(C, 7, port)
+    assert nat.port(5000, C, 7) == port
+    assert nat.port(5000, C, 8) != port
+
+
 def test_preserved_ports_and_what_happens_when_one_is_taken() -> None:
     nat = Bench()
     assert nat.port(5000, source=A) == 5000

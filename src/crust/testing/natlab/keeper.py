@@ -118,7 +118,10 @@ class Keeper:
             socket.send_fds(self._control, [json.dumps(message).encode()], descriptors or [])
 
     def _serve(self) -> bool:
-        data, descriptors, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, _MAX_DESCRIPTORS)
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, _MAX_DESCRIPTORS)
+        except ConnectionResetError:
+            return False
         if not data:
             return False
         request = json.loads(data)

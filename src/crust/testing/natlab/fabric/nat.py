@@ -94,7 +94,7 @@ class _Mapping:
     protocol: int
     inside: Endpoint
     port: int
-    key: tuple[Any, ...]
+    keys: list[tuple[Any, ...]]
     last: float
     peers: dict[Endpoint, _Peer] = field(default_factory=dict)
 
@@ -165,7 +165,12 @@ class NatBox:
         if packet.protocol == ICMP and packet.head[packet.start] != 0:
             return Verdict.DROP
         if mapping is not None and self._alive(mapping, now) and self._admits(mapping, packet, now):
-            self._note(mapping, (packet.source, packet.source_port), packet, now, inward=True)
+            remote = (packet.source, packet.source_port)
+            self._note(mapping, remote, packet, now, inward=True)
+            # What answers goes out by the port that the question came to, however the mapping depends on endpoints.
+            key = self._key(packet.protocol, mapping.inside, remote)
+            if self._outbound.setdefault(key, mapping) is mapping and key not in mapping.keys:
+                mapping.keys.append(key)
             if packet.fragment:
                 self._remember_fragment(packet, now, mapping.inside)
             packet.set_target(*mapping.inside)
@@ -174,14 +179,17 @@ class NatBox:
 
     # Mappings
 
+    def _key(self, protocol: int, inside: Endpoint, remote: Endpoint) -> tuple[Any, ...]:
+        # RFC 5508 REQ-1: ICMP identifiers are mapped whatever the destination.
+        if self.parameters.mapping == EI or protocol == ICMP:
+            return protocol, inside
+        if self.parameters.mapping == AD:
+            return protocol, inside, remote[0]
+        return protocol, inside, remote
+
     def _mapping_for(self, packet: Packet, now: float) -> _Mapping | None:
-        key: tuple[Any, ...] = (packet.protocol, packet.source, packet.source_port)
-        if packet.protocol == ICMP:
-            pass  # RFC 5508 REQ-1: identifiers are mapped whatever the destination
-        elif self.parameters.mapping == AD:
-            key += (packet.target,)
-        elif self.parameters.mapping == APD:
-            key += (packet.target, packet.target_port)
+        inside = (packet.source, packet.source_port)
+        key = self._key(packet.protocol, inside, (packet.target, packet.target_port))
         mapping = self._outbound.get(key)
         if mapping is not None:
             if self._alive(mapping, now):
@@ -192,7 +200,7 @@ class NatBox:
         port = self._allocate(packet.protocol, packet.source_port)
         if port is None:
             return None
-        mapping = _Mapping(packet.protocol, (packet.source, packet.source_port), port, key, now)
+        mapping = _Mapping(packet.protocol, inside, port, [key], now)
         self._outbound[key] = self._inbound[packet.protocol, port] = mapping
         return mapping
 
@@ -217,7 +225,8 @@ class NatBox:
         return None
 
     def _forget(self, mapping: _Mapping) -> None:
-        self._outbound.pop(mapping.key, None)
+        for key in mapping.keys:
+            self._outbound.pop(key, None)
         self._inbound.pop((mapping.protocol, mapping.port), None)
 
     def _alive(self, mapping: _Mapping, now: float) -> bool:

@@ -205,7 +205,7 @@ class Network:
 
     def _carry(self, packet: Packet, source: Member, member: Member, now: float) -> None:
         mtu = min(source.up.mtu, member.down.mtu)
-        if packet.largest > mtu and self._too_big(packet, source, mtu, now):
+        if packet.size > mtu and packet.largest > mtu and self._too_big(packet, source, mtu, now):
             return
         middle = source.up.admit(packet, now, self.clockwork.random)
         if middle is None:

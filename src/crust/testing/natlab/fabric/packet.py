@@ -39,23 +39,15 @@ _NEEDS_CHECKSUM = 1
 _GSO_NONE, _GSO_UDP_L4 = 0, 5
 CHECKSUM_AT = {TCP: 16, UDP: 6}
 _PORTS = struct.Struct(">HH")
-_WORDS20 = struct.Struct(">10H")
 _ETHERTYPE4, _ETHERTYPE6 = b"\x08\x00", b"\x86\xdd"
 _NO_VNET = bytes(VNET_BYTES)
 
 
 def checksum(data: bytes | bytearray | memoryview, start: int = 0) -> int:
     """The Internet checksum (RFC 1071) of data, not yet inverted, with `start` added in."""
-    if len(data) % 2:
-        data = bytes(data) + b"\0"
-    total = start + sum(struct.unpack(f">{len(data) // 2}H", data))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
-
-
-def _words(data: bytes) -> int:
-    return sum(struct.unpack(f">{len(data) // 2}H", data))
+    # As 2**16 is 1 modulo 0xFFFF, the sum of the words is the number that they spell.
+    total = (int.from_bytes(data, "big") << (len(data) % 2 * 8)) + start
+    return total % 0xFFFF or (total and 0xFFFF)
 
 
 class Packet:
@@ -69,6 +61,7 @@ class Packet:
         protocol: IP protocol number of the payload.
         start: where the payload begins in `head`.
         fragment: 0 for a whole packet, 1 for a first fragment, 2 for a later one.
+        stale: whether the checksum of the IPv4 header has to be made before the packet goes out.
     """
 
     __slots__ = (
@@ -80,6 +73,7 @@ class Packet:
         "protocol",
         "source",
         "source_port",
+        "stale",
         "start",
         "tail",
         "target",
@@ -97,6 +91,7 @@ class Packet:
         """
         self.flags, self.gso_type, _, self.gso_size, _, _ = _VNET.unpack(vnet)
         self.fragment = self.source_port = self.target_port = 0
+        self.stale = False
         if len(data) < at + 20:
             raise ValueError("truncated")
         version = data[at] >> 4
@@ -136,6 +131,8 @@ class Packet:
 
     def to_frame(self, addresses: bytes) -> list[bytes | bytearray | memoryview]:
         """The pieces of the frame to send, given the 12 bytes of Ethernet addresses."""
+        if self.stale:
+            self._sum_header()
         if self.flags & _NEEDS_CHECKSUM:
             begin = _ETHERNET_BYTES + self.start
             length = begin + (8 if self.protocol == UDP else (self.head[self.start + 12] >> 4) * 4)
@@ -187,6 +184,8 @@ class Packet:
 
     def to_bytes(self) -> bytes:
         """The IP packet as one string."""
+        if self.stale:
+            self._sum_header()
         return bytes(self.head) + bytes(self.tail)
 
     def hop(self, count: int = 1) -> bool:
@@ -196,8 +195,7 @@ class Packet:
         if head[at] <= count:
             return False
         head[at] -= count
-        if at == 8:
-            self._sum_header()
+        self.stale = at == 8
         return True
 
     def set_source(self, address: bytes, port: int) -> None:
@@ -213,40 +211,35 @@ class Packet:
     def _rewrite(self, address_at: int, old: bytes, new: bytes, port_at: int, old_port: int, port: int) -> None:
         head, start = self.head, self.start
         head[address_at : address_at + 4] = new
-        self._sum_header()
+        self.stale = True
         if self.fragment == 2:
             return
         if self.protocol == ICMP:
             if port != old_port:
                 head[start + 4 : start + 6] = port.to_bytes(2, "big")
-                self._adjust(start + 2, (old_port ^ 0xFFFF) + port)
+                self._adjust(start + 2, port - old_port)
             return
         head[start + port_at : start + port_at + 2] = port.to_bytes(2, "big")
-        # RFC 1624 eqn. 3. With an offloaded checksum the field holds the plain sum of the pseudo-header, without ports.
-        change = _words(new) + 0x1FFFE - _words(old)
+        change = int.from_bytes(new, "big") - int.from_bytes(old, "big")
         at = start + CHECKSUM_AT[self.protocol]
         if self.flags & _NEEDS_CHECKSUM:
-            total = (head[at] << 8 | head[at + 1]) + change
-            total = (total & 0xFFFF) + (total >> 16)
-            total = (total & 0xFFFF) + (total >> 16)
+            # The field holds the plain sum of the pseudo-header, without ports.
+            total = ((head[at] << 8 | head[at + 1]) + change) % 0xFFFF
             head[at : at + 2] = total.to_bytes(2, "big")
         elif self.protocol == TCP or head[at] or head[at + 1]:
-            self._adjust(at, change + (old_port ^ 0xFFFF) + port)
+            self._adjust(at, change + port - old_port)
 
     def _adjust(self, at: int, change: int) -> None:
+        """Account for a change of what a checksum covers (RFC 1624)."""
         head = self.head
         total = ((head[at] << 8 | head[at + 1]) ^ 0xFFFF) + change
-        while total > 0xFFFF:
-            total = (total & 0xFFFF) + (total >> 16)
-        head[at : at + 2] = ((total ^ 0xFFFF) or 0xFFFF).to_bytes(2, "big")
+        head[at : at + 2] = (total % 0xFFFF ^ 0xFFFF).to_bytes(2, "big")
 
     def _sum_header(self) -> None:
         head = self.head
-        head[10] = head[11] = 0
-        total = sum(_WORDS20.unpack_from(head)) if self.start == 20 else _words(bytes(head[: self.start]))
-        total = (total & 0xFFFF) + (total >> 16)
-        total = ((total & 0xFFFF) + (total >> 16)) ^ 0xFFFF
-        head[10], head[11] = total >> 8, total & 0xFF
+        head[10:12] = b"\0\0"
+        head[10:12] = (int.from_bytes(head[: self.start], "big") % 0xFFFF ^ 0xFFFF).to_bytes(2, "big")
+        self.stale = False
 
     def _payload_at(self) -> int:
         if self.protocol == UDP:
@@ -284,14 +277,13 @@ class Packet:
                 head[start + 13] &= ~(FIN | PSH)
         else:
             head[start + 4 : start + 6] = (length - start).to_bytes(2, "big")
-        pseudo = _words(self.source + self.target) + self.protocol + length - start
+        pseudo = int.from_bytes(self.source + self.target, "big") + self.protocol + length - start
         checksum_at = start + CHECKSUM_AT[self.protocol]
         head[checksum_at : checksum_at + 2] = checksum(b"", pseudo).to_bytes(2, "big")
         train = len(payload) > self.gso_size
         vnet = _VNET.pack(_NEEDS_CHECKSUM, self.gso_type if train else 0, 0, self.gso_size if train else 0, 0, 0)
         piece = Packet(bytes(head) + payload, 0, vnet)
-        if len(self.source) == 4:
-            piece._sum_header()
+        piece.stale = len(self.source) == 4
         return piece
 
 
@@ -305,7 +297,7 @@ def ip_header(source: bytes, target: bytes, protocol: int, length: int) -> bytes
 
 def pseudo_sum(source: bytes, target: bytes, protocol: int, length: int) -> int:
     """The sum of the pseudo-header that TCP, UDP and ICMPv6 checksums cover, not folded."""
-    return _words(source + target) + protocol + length
+    return int.from_bytes(source + target, "big") + protocol + length
 
 
 def icmp_error(about: Packet, source: bytes, kind: int, code: int, value: int = 0) -> Packet | None:

@@ -167,7 +167,10 @@ class Pump:
                 raise
 
     def _serve(self) -> bool:
-        data, descriptors, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 1)
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 1)
+        except ConnectionResetError:
+            return False
         if not data:
             return False
         request = json.loads(data)
