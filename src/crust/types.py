@@ -16,6 +16,7 @@ __all__ = [
     "Report",
     "Transport",
     "format_address",
+    "split_address",
 ]
 
 Transport = Literal["tcp", "utp"]
@@ -39,6 +40,12 @@ class Priority(enum.IntEnum):
 def format_address(host: str, port: int) -> str:
     """`HOST:PORT`, with brackets around an IPv6 host."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of what `format_address` made."""
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 @dataclass(frozen=True, slots=True)

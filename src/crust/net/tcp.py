@@ -28,6 +28,8 @@ READ_BUFFER_BYTES: Final = 512 * 1024
 WRITE_BUFFER_BYTES: Final = 336 * 1024
 """Room for the largest group: a control record and four payload records of 64 KiB, sealed."""
 
+_RAISE_THRESHOLDS: Final = 16 * 1024 * 1024
+
 WRITE_BUFFERS_KEPT: Final = 4
 
 NOTSENT_LOWAT_BYTES: Final = 128 * 1024
@@ -62,6 +64,9 @@ class ReadBuffer:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # A proactor keeps the buffer until the read is done, so there streams cannot share one.
+        # Raises the size from which glibc takes memory from the kernel and gives it back at once: without this, each
+        # batch of 64 KiB messages costs its page faults anew, which is more than decrypting them.
+        bytearray(_RAISE_THRESHOLDS)
         self.shared = type(loop).__name__ != "ProactorEventLoop"
         self.view = memoryview(bytearray(READ_BUFFER_BYTES))
 

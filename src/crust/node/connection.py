@@ -30,11 +30,13 @@ from crust.proto.session.events import (
     PathDead,
     PathStalled,
     Ponged,
+    ServiceReceived,
     SessionEnded,
 )
 from crust.proto.session.streams import StreamState
-from crust.types import Path, Priority, Report
+from crust.types import Candidate, Path, Priority, Report, split_address
 from crust.wire.receipt import Receipt
+from crust.wire.service import ServiceMessage, serialize_service_message
 
 if TYPE_CHECKING:
     from crust.node.owner import ConnectionOwner
@@ -435,6 +437,27 @@ class Connection:
         self.session.abort(error or PeerLost(self.peer, "the connection was aborted"))
         self.pump()
 
+    # --- between the nodes ---------------------------------------------------------------------------------------
+
+    def send_service(self, message: ServiceMessage, path_id: int | None = None) -> None:
+        """Tell the peer's node something; over a path, where it concerns only that."""
+        if self.session.ended is None:
+            self.session.send_service(serialize_service_message(message), path_id)
+            self._schedule_pump()
+
+    def path_source(self, path_id: int) -> Candidate | None:
+        """From where the peer comes on a path; None for a relayed path, and when it is gone."""
+        path = self._paths.get(path_id)
+        if path is None or path.info.kind == "relayed":
+            return None
+        host, port = split_address(path.info.remote)
+        return Candidate(path.info.transport, host, port, "peer-reflexive")
+
+    def sources(self) -> list[Candidate]:
+        """From where the peer comes, on each path whose keys it has proved to hold."""
+        found = [self.path_source(path_id) for path_id in self._paths if self.session.confirmed(path_id)]
+        return [candidate for candidate in found if candidate is not None]
+
     # --- the pump ------------------------------------------------------------------------------------------------
 
     def now(self) -> float:
@@ -513,6 +536,8 @@ class Connection:
                 self._datagrams = deque(maxlen=_DATAGRAMS_KEPT)
             self._datagrams.append(event.data)
             self._wake()
+        elif kind is ServiceReceived:
+            self._owner.service_received(self, event.body, event.path_id)
         elif kind is PathStalled:
             self._owner.path_stalled(self)
         elif kind is PathDead:
@@ -530,6 +555,7 @@ class Connection:
         del self._history[:-_PATHS_KEPT]
         self.session.attach(path.id, rank=rank, now=now, rtt=rtt)
         self._note_path("up")
+        self._owner.path_up(self, path.id)
 
     def path_received(self, path: TcpPath, groups: list[tuple[bytes, list[bytes]]], now: float) -> None:
         """Groups that came over a path."""

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import secrets
 from collections.abc import Callable
+from typing import Protocol
 
 from crust.config import Config
 from crust.crypto.aead import sha256
@@ -27,11 +28,22 @@ from crust.proto.session.registry import Registry
 from crust.proto.session.signing import SigningPace
 from crust.proto.session.terms import SigningTerms
 from crust.types import Path, PathKind, Report
+from crust.wire.service import ServiceMessage, parse_service
 
 __all__ = ["Core"]
 
 _SIGNING = {"off": Signing.OFF, "on": Signing.ON, "strict": Signing.STRICT}
 _RANKS = {"direct": 10, "mapped": 11, "punched": 12, "relayed": 50}
+
+
+class Services(Protocol):
+    """What a node does with the messages of other nodes."""
+
+    def path_up(self, connection: Connection, path_id: int) -> None:
+        """A connection has another path."""
+
+    def received(self, connection: Connection, message: ServiceMessage, path_id: int | None) -> None:
+        """A message, about a path or not."""
 
 
 class Core:
@@ -64,6 +76,7 @@ class Core:
         self.readers: set[EventReader] = set()
         self.redial: Callable[[Connection], None] | None = None
         self.ended: Callable[[Connection], None] | None = None
+        self.services: Services | None = None
         self.closing = False
         self._path_ids = itertools.count(1)
 
@@ -150,6 +163,21 @@ class Core:
     def misbehaved(self, connection: Connection, error: RemoteProtocolError) -> None:
         """Count a violation of the protocol."""
         self.stats.count("protocol_error")
+
+    def path_up(self, connection: Connection, path_id: int) -> None:
+        """Another path has come up: the node may want to know how it looks from outside."""
+        if self.services is not None:
+            self.services.path_up(connection, path_id)
+
+    def service_received(self, connection: Connection, body: bytes, path_id: int | None) -> None:
+        """A message from a peer's node; what cannot be read is counted, not fatal: a later version may say more."""
+        try:
+            message = parse_service(body)
+        except RemoteProtocolError:
+            self.stats.count("service.unreadable")
+            return
+        if self.services is not None:
+            self.services.received(connection, message, path_id)
 
     def connection_ended(self, connection: Connection, error: CrustError) -> None:
         """Forget a session, leaving its tombstone for twice `resume_timeout` (PROTOCOL 15)."""

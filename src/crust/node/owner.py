@@ -30,5 +30,11 @@ class ConnectionOwner(Protocol):
     def misbehaved(self, connection: Connection, error: RemoteProtocolError) -> None:
         """The peer broke the protocol."""
 
+    def path_up(self, connection: Connection, path_id: int) -> None:
+        """Another path has come up."""
+
+    def service_received(self, connection: Connection, body: bytes, path_id: int | None) -> None:
+        """A message from the peer's node to ours; about a path, or not."""
+
     def connection_ended(self, connection: Connection, error: CrustError) -> None:
         """The last that is heard of a connection."""

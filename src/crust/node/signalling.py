@@ -1,0 +1,239 @@
+"""Our side of a rendezvous: being found, learning our outside addresses, calling peers and answering calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from crust.crypto.keys import PeerId
+from crust.errors import CrustError, NoPathError, RemoteProtocolError
+from crust.net.clock import monotonic
+from crust.node.connection import Connection
+from crust.node.core import Core
+from crust.node.rendezvous import sign_presence
+from crust.proto.signal import DialMemory, offer_hash, open_offer, seal_offer
+from crust.types import Candidate
+from crust.wire.contact import Contact
+from crust.wire.offer import Offer
+from crust.wire.service import (
+    TRANSPORTS,
+    Address,
+    AskAddress,
+    AskChallenge,
+    Challenge,
+    Forward,
+    Forwarded,
+    Presence,
+    ServiceMessage,
+    Undelivered,
+)
+
+__all__ = ["Call", "Signalling"]
+
+_PRESENCE_SECONDS: Final = 300
+_ANSWER_SECONDS: Final = 5.0
+_CANDIDATES_MOST: Final = 32
+
+CallHandler = Callable[[Contact, Sequence[Candidate]], None]
+"""Told of a peer that dials us: its contact, and its candidates with what the rendezvous has seen."""
+
+
+class Call:
+    """One dial through rendezvous nodes.
+
+    Attributes:
+        dial_id: 16 random bytes.
+    """
+
+    def __init__(self, peer: PeerId, dial_id: bytes, on_candidates: Callable[[Sequence[Candidate]], None]) -> None:
+        self.peer = peer
+        self.dial_id = dial_id
+        self.on_candidates = on_candidates
+        self.hashes: set[bytes] = set()
+        self.open: set[Connection] = set()
+        self.refused: list[str] = []
+        self.answered = False
+        self.decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settle(self) -> None:
+        """Wake who waits when there is nothing more to wait for."""
+        if (self.answered or not self.open) and not self.decided.done():
+            self.decided.set_result(None)
+
+
+class Signalling:
+    """Talks to the rendezvous nodes of a node.
+
+    Args:
+        core: the node's centre.
+        own_candidates: gives our addresses, to be told to a peer.
+        on_call: called with each peer that dials us.
+    """
+
+    def __init__(self, core: Core, own_candidates: Callable[[], list[Candidate]], on_call: CallHandler) -> None:
+        self._core = core
+        self._own_candidates = own_candidates
+        self._on_call = on_call
+        self._servers: dict[Connection, asyncio.TimerHandle | None] = {}
+        self._observed: dict[tuple[Connection, int], Candidate] = {}
+        self._calls: dict[bytes, Call] = {}
+        self._memory = DialMemory()
+
+    # --- being found ---------------------------------------------------------------------------------------------
+
+    def use(self, connection: Connection) -> None:
+        """A connection to a bootstrap node has come up: let it serve us."""
+        if connection not in self._servers:
+            self._servers[connection] = None
+            if self._core.config.listen != []:
+                connection.send_service(AskChallenge())
+            for path_id in connection.session.path_ids:
+                self.path_up(connection, path_id)
+
+    def path_up(self, connection: Connection, path_id: int) -> None:
+        """A path of a server is up: ask for our address on it."""
+        if connection in self._servers:
+            connection.send_service(AskAddress(), path_id)
+
+    def forget(self, connection: Connection) -> None:
+        """A server's connection has ended."""
+        timer = self._servers.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+        for key in [key for key in self._observed if key[0] is connection]:
+            del self._observed[key]
+        for call in self._calls.values():
+            call.open.discard(connection)
+            call.settle()
+
+    @property
+    def servers(self) -> list[Connection]:
+        """Rendezvous nodes that we are connected to."""
+        return [connection for connection in self._servers if not connection.closed]
+
+    @property
+    def reflexive(self) -> list[Candidate]:
+        """Our outside addresses, as our rendezvous nodes see them; they were named by us, so each is believed."""
+        live = [c for (conn, path_id), c in self._observed.items() if path_id in conn.session.path_ids]
+        return list(dict.fromkeys(live))
+
+    # --- messages ------------------------------------------------------------------------------------------------
+
+    def receive(self, connection: Connection, message: ServiceMessage, path_id: int | None) -> None:
+        """A message that is not for our own rendezvous service."""
+        if isinstance(message, Address) and path_id is not None:
+            self._learn_address(connection, message, path_id)
+        elif isinstance(message, Challenge):
+            self._answer_challenge(connection, message)
+        elif isinstance(message, Forwarded):
+            self._forwarded(connection, message)
+        elif isinstance(message, Undelivered):
+            call = self._calls.get(message.dial_id)
+            if call is not None:
+                call.open.discard(connection)
+                call.settle()
+
+    def _learn_address(self, connection: Connection, message: Address, path_id: int) -> None:
+        path = connection.path_source(path_id)
+        if connection in self._servers and path is not None:
+            found = Candidate(path.transport, message.host, message.port, "server-reflexive")
+            self._observed[connection, path_id] = found
+
+    def _answer_challenge(self, connection: Connection, message: Challenge) -> None:
+        if connection not in self._servers:
+            return
+        core = self._core
+        signature = sign_presence(core.identity, message.nonce, connection.peer, _PRESENCE_SECONDS)
+        connection.send_service(Presence(_PRESENCE_SECONDS, signature))
+        self._servers[connection] = core.loop.call_later(_PRESENCE_SECONDS / 2, self._renew, connection)
+
+    def _renew(self, connection: Connection) -> None:
+        if connection in self._servers and not connection.closed:
+            connection.send_service(AskChallenge())
+
+    # --- calling -------------------------------------------------------------------------------------------------
+
+    async def call(self, peer: PeerId, on_candidates: Callable[[Sequence[Candidate]], None]) -> None:
+        """Ask every rendezvous to pass our offer to a peer; its candidates come to `on_candidates`.
+
+        Returns when the peer has answered; candidates may trickle in until the caller cancels.
+
+        Raises:
+            NoPathError: no rendezvous is connected, or none knows the peer, or nobody answers in time.
+        """
+        servers = self.servers
+        if not servers:
+            raise NoPathError("no address of this peer is known, and no rendezvous is connected")
+        call = Call(peer, self._core.random(16), on_candidates)
+        self._calls[call.dial_id] = call
+        try:
+            for server in servers:
+                self._send_offer(call, server)
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await call.decided
+            except TimeoutError:
+                raise NoPathError("the peer did not answer through the rendezvous") from None
+            if not call.answered:
+                raise NoPathError("no rendezvous that we are connected to knows this peer")
+        finally:
+            if not call.answered:
+                self._calls.pop(call.dial_id, None)
+            else:
+                self._core.loop.call_later(_ANSWER_SECONDS, self._calls.pop, call.dial_id, None)
+
+    def _send_offer(self, call: Call, server: Connection) -> None:
+        sealed = self._seal(call.peer, call.dial_id, b"", server.peer)
+        call.hashes.add(offer_hash(sealed))
+        call.open.add(server)
+        server.send_service(Forward(call.dial_id, call.peer.bytes(), sealed))
+
+    def _seal(self, peer: PeerId, dial_id: bytes, answers: bytes, through: PeerId) -> bytes:
+        core = self._core
+        contact = Contact(core.identity.id, tuple(self._own_candidates()[:_CANDIDATES_MOST]))
+        offer = Offer(dial_id, answers, contact, peer, through)
+        return seal_offer(core.identity, core.network, offer, random=core.random)
+
+    # --- answering -----------------------------------------------------------------------------------------------
+
+    def _forwarded(self, connection: Connection, message: Forwarded) -> None:
+        core = self._core
+        if connection not in self._servers:
+            core.stats.count("offer.not_from_a_server")
+            return
+        try:
+            offer = open_offer(core.identity, core.network, message.sealed, through=connection.peer)
+        except (RemoteProtocolError, CrustError):
+            core.stats.count("offer.not_authentic")
+            return
+        if offer.dial_id != message.dial_id:
+            core.stats.count("offer.not_authentic")
+            return
+        candidates = _with_seen(offer.contact, message.seen)
+        if offer.answers:
+            self._answered(offer, candidates)
+        elif self._memory.is_new(
+            offer.contact.id, offer.dial_id + connection.peer.bytes(), offer.lifetime, monotonic()
+        ):
+            sealed = self._seal(offer.contact.id, offer.dial_id, offer_hash(message.sealed), connection.peer)
+            connection.send_service(Forward(offer.dial_id, offer.contact.id.bytes(), sealed))
+            core.stats.count("offer.answered")
+            self._on_call(offer.contact, candidates)
+        else:
+            core.stats.count("offer.repeated")
+
+    def _answered(self, offer: Offer, candidates: list[Candidate]) -> None:
+        call = self._calls.get(offer.dial_id)
+        if call is None or offer.contact.id != call.peer or offer.answers not in call.hashes:
+            self._core.stats.count("offer.unexpected_answer")
+            return
+        call.answered = True
+        call.on_candidates(candidates)
+        call.settle()
+
+
+def _with_seen(contact: Contact, seen: Sequence[tuple[int, str, int]]) -> list[Candidate]:
+    """A peer's own candidates, and the addresses from which the rendezvous sees it."""
+    extra = [Candidate(TRANSPORTS[t], host, port, "server-reflexive") for t, host, port in seen]
+    return list(dict.fromkeys((*contact.candidates, *extra)))
