@@ -250,7 +250,7 @@ async def restart(lab: Lab, **options: Any) -> dict[str, Any]:
     await asyncio.sleep(2.5)  # its clock must be seen to have gone back (RFC 6887 §8.5 allows 2 s)
     lab.start_daemon()
     began = time.monotonic()
-    await until(lambda: lab.rules().count("4000") >= 4)
+    await until(lambda: lab.rules().count("4000") >= 4 and len(mapper.mappings) == 4)
     restored_ms = (time.monotonic() - began) * 1000
     result = {"restored_ms": restored_ms, "mappings": shown(mapper.mappings)}
     await mapper.close()

@@ -57,6 +57,7 @@ stun_messages = st.builds(
     error=st.builds(StunError, st.integers(300, 699), st.text(max_size=50)),
     unknown_attributes=st.lists(ports, max_size=64).map(tuple),
     change_request=st.none() | st.builds(ChangeRequest, st.booleans(), st.booleans()),
+    response_port=st.none() | ports,
     response_origin=optional,
     other_address=optional,
     fingerprint=st.booleans(),

@@ -91,6 +91,7 @@ class _Type(enum.IntEnum):
     PASSWORD_ALGORITHM = 0x001D
     USERHASH = 0x001E
     XOR_MAPPED_ADDRESS = 0x0020
+    RESPONSE_PORT = 0x0027
     SOFTWARE = 0x8022
     FINGERPRINT = 0x8028
     RESPONSE_ORIGIN = 0x802B
@@ -139,6 +140,7 @@ class StunMessage:
         error: only in an error.
         unknown_attributes: only in an error 420: the types that the sender did not know.
         change_request: only in a request.
+        response_port: only in a request: the port of the sender that is to get the response.
         response_origin: the address that a response was sent from.
         other_address: the server's address with the other host and the other port.
         fingerprint: a FINGERPRINT was there and right; when serialised: add one.
@@ -153,6 +155,7 @@ class StunMessage:
     error: StunError | None = None
     unknown_attributes: tuple[int, ...] = ()
     change_request: ChangeRequest | None = None
+    response_port: int | None = None
     response_origin: Address | None = None
     other_address: Address | None = None
     fingerprint: bool = False
@@ -223,6 +226,7 @@ def parse_stun(data: bytes) -> StunMessage:
         error=fields.error,
         unknown_attributes=fields.unknown_attributes,
         change_request=fields.change_request,
+        response_port=fields.response_port,
         response_origin=fields.addresses.get(_Type.RESPONSE_ORIGIN),
         other_address=fields.addresses.get(_Type.OTHER_ADDRESS),
         fingerprint=fields.fingerprint,
@@ -240,9 +244,7 @@ def serialize_stun(message: StunMessage) -> bytes:
         raise LocalProtocolError(f"a STUN transaction id has 12 bytes, not {len(message.transaction_id)}")
     xor_key = _COOKIE + message.transaction_id
     body = bytearray()
-    if message.change_request is not None:
-        flags = 4 * message.change_request.change_ip + 2 * message.change_request.change_port
-        _put(body, _Type.CHANGE_REQUEST, struct.pack("!I", flags))
+    _put_request(body, message)
     if message.error is not None:
         _put(body, _Type.ERROR_CODE, _error_value(message.error))
     if message.unknown_attributes:
@@ -284,6 +286,7 @@ class _Fields:
         "error",
         "fingerprint",
         "not_understood",
+        "response_port",
         "software",
         "unknown_attributes",
     )
@@ -298,6 +301,7 @@ class _Fields:
         self.error: StunError | None = None
         self.unknown_attributes: tuple[int, ...] = ()
         self.change_request: ChangeRequest | None = None
+        self.response_port: int | None = None
         self.fingerprint = False
         self.not_understood: list[int] = []
 
@@ -327,10 +331,8 @@ class _Fields:
             self.addresses[kind] = _parse_address(value, self._xor_key if kind == _Type.XOR_MAPPED_ADDRESS else None)
         elif kind == _Type.ERROR_CODE:
             self.error = _parse_error(value)
-        elif kind == _Type.CHANGE_REQUEST:
-            if len(value) != 4:
-                raise RemoteProtocolError(f"CHANGE-REQUEST of {len(value)} bytes")
-            self.change_request = ChangeRequest(bool(value[3] & 4), bool(value[3] & 2))
+        elif kind in (_Type.CHANGE_REQUEST, _Type.RESPONSE_PORT):
+            self._rfc_5780_request(kind, value)
         elif kind == _Type.UNKNOWN_ATTRIBUTES:
             if len(value) % 2 or len(value) > 2 * _MAX_UNKNOWN:
                 raise RemoteProtocolError(f"UNKNOWN-ATTRIBUTES of {len(value)} bytes")
@@ -340,6 +342,14 @@ class _Fields:
         elif kind < 0x8000 and kind not in _IGNORED and len(self.not_understood) < _MAX_UNKNOWN:
             self.not_understood.append(kind)
 
+    def _rfc_5780_request(self, kind: int, value: bytes) -> None:
+        if len(value) != 4:
+            raise RemoteProtocolError(f"STUN attribute {kind:#06x} of {len(value)} bytes")
+        if kind == _Type.CHANGE_REQUEST:
+            self.change_request = ChangeRequest(bool(value[3] & 4), bool(value[3] & 2))
+        else:
+            self.response_port = int.from_bytes(value[:2], "big")
+
 
 def _method(message_type: int) -> int:
     """The method between the two class bits (RFC 8489 §5, figure 3)."""
@@ -348,6 +358,16 @@ def _method(message_type: int) -> int:
 
 def _put(body: bytearray, kind: int, value: bytes) -> None:
     body += _ATTRIBUTE.pack(kind, len(value)) + value + bytes(-len(value) % 4)
+
+
+def _put_request(body: bytearray, message: StunMessage) -> None:
+    if message.change_request is not None:
+        flags = 4 * message.change_request.change_ip + 2 * message.change_request.change_port
+        _put(body, _Type.CHANGE_REQUEST, struct.pack("!I", flags))
+    if message.response_port is not None:
+        if not 0 <= message.response_port < 65536:
+            raise LocalProtocolError(f"port {message.response_port}")
+        _put(body, _Type.RESPONSE_PORT, struct.pack("!HH", message.response_port, 0))
 
 
 def _xor(value: bytes, key: bytes) -> bytes:

@@ -51,6 +51,7 @@ RTO_CACHE_SECONDS = 600.0
 MAX_TRANSACTIONS = 1024
 MAX_RTO_CACHE = 256
 _CHANGE_REQUEST = 0x0003
+_RESPONSE_PORT = 0x0027
 
 
 class StunFailure(enum.Enum):
@@ -358,9 +359,13 @@ class StunStreamClient(_Transactions):
 
 @dataclass(frozen=True, slots=True)
 class StunReply:
-    """What to send, and from which of the server's sockets (see `StunServer`)."""
+    """What to send, to whom, and from which of the server's sockets (see `StunServer`).
+
+    Over TCP the reply goes back on its connection.
+    """
 
     data: bytes
+    destination: Address
     endpoint: tuple[int, int]
 
 
@@ -372,8 +377,8 @@ class StunServer:
 
     Args:
         endpoints: addresses by (index of host, index of port), when there are two of each: then the server also
-            answers CHANGE-REQUEST and tells its other address (RFC 5780 §6). Otherwise it refuses the former with
-            420, as RFC 5780 §7.2 wants.
+            answers CHANGE-REQUEST and RESPONSE-PORT and tells its other address (RFC 5780 §6). Otherwise it refuses
+            these with 420, as RFC 5780 §7.2 wants.
     """
 
     def __init__(self, endpoints: Mapping[tuple[int, int], Address] | None = None) -> None:
@@ -390,7 +395,7 @@ class StunServer:
 
         Args:
             data: what came in.
-            source: where from; the reply goes there and nowhere else.
+            source: where from; the reply goes to that host and no other.
             endpoint: on which of `endpoints` it came in.
             stream: it came over TCP, where no other address can answer.
 
@@ -409,14 +414,14 @@ class StunServer:
             self.ignored["source"] += 1
             return None
         reply = StunMessage(MessageClass.ERROR, request.transaction_id, fingerprint=request.fingerprint)
-        change = request.change_request
+        change, port = request.change_request, request.response_port
         refused = request.not_understood
-        if change is not None and (not self._endpoints or stream):
-            refused = (_CHANGE_REQUEST, *refused)
+        if stream or not self._endpoints:
+            refused += (_CHANGE_REQUEST,) * (change is not None) + (_RESPONSE_PORT,) * (port is not None)
         if refused:
             error = StunError(ErrorCode.UNKNOWN_ATTRIBUTE)
             reply = replace(reply, error=error, unknown_attributes=refused[:16])
-            return StunReply(serialize_stun(reply), endpoint)
+            return StunReply(serialize_stun(reply), source, endpoint)
         reply = replace(reply, message_class=MessageClass.SUCCESS, xor_mapped_address=source)
         origin = endpoint
         if self._endpoints:
@@ -424,7 +429,7 @@ class StunServer:
                 origin = endpoint[0] ^ change.change_ip, endpoint[1] ^ change.change_port
             other = self._endpoints[endpoint[0] ^ 1, endpoint[1] ^ 1]
             reply = replace(reply, response_origin=self._endpoints[origin], other_address=other)
-        return StunReply(serialize_stun(reply), origin)
+        return StunReply(serialize_stun(reply), (source[0], port) if port else source, origin)
 
 
 class StunServerStream:

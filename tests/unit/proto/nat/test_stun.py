@@ -232,6 +232,17 @@ def test_change_request_needs_two_addresses() -> None:
         StunServer({(0, 0): SERVER})
 
 
+def test_response_port_goes_to_the_same_host() -> None:
+    request = serialize_stun(StunMessage(MessageClass.REQUEST, bytes(12), response_port=999))
+    reply = StunServer(ENDPOINTS).respond(request, CLIENT)
+    assert reply is not None
+    assert reply.destination == (CLIENT[0], 999)
+    reply = StunServer().respond(request, CLIENT)
+    assert reply is not None
+    assert reply.destination == CLIENT
+    assert parse_stun(reply.data).unknown_attributes == (0x27,)
+
+
 @pytest.mark.parametrize("ip", [False, True])
 @pytest.mark.parametrize("port", [False, True])
 def test_rfc_5780(ip: bool, port: bool) -> None:
