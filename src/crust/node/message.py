@@ -36,7 +36,7 @@ class Message(msgspec.Struct, frozen=True, gc=False, eq=False):
 
         Raises:
             ReceiptUnavailable: signing is off, or the connection was lost before the signature came.
-            Cancellation loses nothing.
+            CancelledError: nothing is lost.
         """
         return await self._connection.receipt(self._mark)
 

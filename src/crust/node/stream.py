@@ -48,7 +48,7 @@ class Stream:
             StreamResetError: the peer gave the stream up.
             ConnectionClosed: the connection was closed before the end of the stream.
             PeerLost: the peer is gone.
-            Cancellation loses nothing, except with negative `n`, where what was read so far is lost.
+            CancelledError: nothing is lost; with a negative `n`, what was read so far is.
         """
         if n < 0:
             pieces = []
@@ -88,7 +88,7 @@ class Stream:
 
         Raises:
             asyncio.IncompleteReadError: the stream ended before; `.partial` holds what there was.
-            Else as `read`. Cancellation loses what was read so far.
+            CancelledError: what was read so far is lost. Else as `read`.
         """
         if n < 0:
             raise ValueError("readexactly: n is negative")
@@ -107,7 +107,7 @@ class Stream:
 
         Raises:
             asyncio.LimitOverrunError: no line end within 64 KiB.
-            Else as `read`. Cancellation loses nothing.
+            CancelledError: nothing is lost. Else as `read`.
         """
         state = self._state
         while True:
