@@ -483,6 +483,11 @@ class Acceptor:
         if self._knocking is None:
             self._knocking = deque()
 
+    @property
+    def decides_first(self) -> bool:
+        """Whether the application is asked about each peer."""
+        return self._knocking is not None
+
     async def next_incoming(self) -> Incoming | None:
         """The next undecided peer; None when the node closes."""
         assert self._knocking is not None

@@ -136,7 +136,7 @@ class Connection:
             MessageTooLarge: over this node's or the peer's limit; nothing was sent.
             ConnectionClosed: either side has closed the connection.
             PeerLost: the peer is gone.
-            Cancellation while waiting: the message was not queued.
+            CancelledError: while waiting; the message was not queued.
         """
         if type(data) is not bytes:
             data = bytes(data)
@@ -208,7 +208,7 @@ class Connection:
         Raises:
             ConnectionClosed: the connection was closed and everything was received.
             PeerLost: the peer is gone and everything was received.
-            Cancellation loses nothing.
+            CancelledError: nothing is lost.
         """
         session = self.session
         while (found := session.next_message()) is None:
@@ -234,7 +234,7 @@ class Connection:
 
         Raises:
             ConnectionClosed, PeerLost: the end came first; what was not acknowledged is "unknown, perhaps delivered".
-            Cancellation loses nothing.
+            CancelledError: nothing is lost.
         """
         mark = self.session.flush_mark()
         self._schedule_pump()
@@ -425,6 +425,12 @@ class Connection:
         self.pump()
         while self.session.ended is None:
             await self._wait()
+
+    async def wait_ended(self) -> CrustError:
+        """Wait for the end of the connection, and tell its cause. Cancellation loses nothing."""
+        while self.session.ended is None:
+            await self._wait()
+        return self.session.ended
 
     async def __aenter__(self) -> Connection:
         return self

@@ -76,6 +76,7 @@ class Core:
         self.readers: set[EventReader] = set()
         self.redial: Callable[[Connection], None] | None = None
         self.ended: Callable[[Connection], None] | None = None
+        self.arrived: Callable[[Connection], None] | None = None
         self.services: Services | None = None
         self.closing = False
         self._path_ids = itertools.count(1)
@@ -129,6 +130,8 @@ class Core:
     def connected(self, connection: Connection, path: Path, *, accepted: bool) -> None:
         """A new connection has come up."""
         self.stats.count("connections.accepted" if accepted else "connections.dialled")
+        if self.arrived is not None:
+            self.arrived(connection)
         self.emit(PeerConnected(connection.peer, path, accepted))
 
     def emit(self, event: Event) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from crust.crypto.keys import PeerId
 from crust.errors import (
@@ -22,7 +23,7 @@ from crust.node.core import Core
 from crust.proto.noise.handshake import FailureReason, HandshakeFailed, HandshakeResult, InitiatorHandshake
 from crust.types import Attempt, Candidate, Report, format_address
 
-__all__ = ["DialledPath", "Dialler", "explain_timeout"]
+__all__ = ["CandidateFeed", "DialledPath", "Dialler", "explain_timeout"]
 
 _RESOLVE_LIMIT: Final = 8
 
@@ -46,14 +47,49 @@ _PRECISION: Final = (NetworkMismatchError, RefusedError, NotAuthenticError, NoPa
 _SILENCE: Final = "accepted the connection but stays silent: wrong key, not Crust, or the peer has not decided yet"
 
 
-@dataclass(frozen=True, slots=True)
+class CandidateFeed:
+    """Candidates of one dial, as they become known.
+
+    Attributes:
+        failure: why there are none, if that is more precise than what the attempts say.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate] = ()) -> None:
+        self._waiting: list[Candidate] = list(candidates)
+        self._closed = False
+        self._news = asyncio.Event()
+        self.failure: ConnectError | None = None
+
+    def add(self, candidates: Sequence[Candidate]) -> None:
+        """More candidates."""
+        self._waiting += candidates
+        self._news.set()
+
+    def close(self) -> None:
+        """No more will come."""
+        self._closed = True
+        self._news.set()
+
+    async def take(self) -> list[Candidate] | None:
+        """All that are new, waiting for the first; None when no more will come."""
+        while not self._waiting:
+            if self._closed:
+                return None
+            self._news.clear()
+            await self._news.wait()
+        found, self._waiting = self._waiting, []
+        return found
+
+
+@dataclass(slots=True)
 class DialledPath:
-    """What a race brings back."""
+    """What a race brings back; whoever takes it says so."""
 
     stream: TcpStream
     result: HandshakeResult
     candidate: Candidate
     rtt: float
+    taken: bool = False
 
 
 class _Outbound:
@@ -110,47 +146,63 @@ class Dialler:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    async def race(self, peer: PeerId, candidates: Sequence[Candidate], report: Report, started: float) -> DialledPath:
+    async def race(self, peer: PeerId, feed: CandidateFeed, report: Report, started: float) -> DialledPath:
         """Try all candidates, a little apart; the first that proves the peer's key wins, the others are closed.
 
         Args:
             peer: whom to reach.
-            candidates: in the order of preference.
+            feed: gives candidates, in the order of preference; more may come while the race is on.
             report: gets an entry for each attempt.
-            started: when the dial began, on the loop's clock.
+            started: when the dial began, on the monotonic clock.
 
         Raises:
             ConnectError: every candidate failed; the most precise reason. Cancellation closes every socket.
         """
         loop = self._core.loop
-        targets = await self._resolve(candidates, report, started)
         tasks: dict[asyncio.Task[DialledPath], Attempt] = {}
         failures: list[ConnectError] = []
-        queue = list(reversed(targets))
+        queue: deque[Candidate] = deque()
+        tried: set[Candidate] = set()
+        more: asyncio.Task[list[Candidate] | None] | None = loop.create_task(self._next(feed, report, started))
         try:
-            while queue or tasks:
+            while queue or tasks or more is not None:
                 if queue:
-                    candidate = queue.pop()
-                    attempt = Attempt(
-                        format_address(candidate.host, candidate.port),
-                        candidate.transport,
-                        candidate.kind,
-                        (monotonic() - started) * 1000,
-                    )
-                    report.attempts.append(attempt)
-                    task = loop.create_task(self._attempt(peer, candidate, attempt))
+                    attempt, task = self._begin(peer, queue.popleft(), report, started)
                     tasks[task] = attempt
+                waiting: set[asyncio.Task[Any]] = {*tasks} if more is None else {*tasks, more}
                 pause = self._core.config.dial_stagger if queue else None
-                done, _ = await asyncio.wait(tasks, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                if more is not None and more in done:
+                    done.discard(more)
+                    found = more.result()
+                    queue.extend(c for c in found or () if c not in tried)
+                    tried.update(found or ())
+                    more = None if found is None else loop.create_task(self._next(feed, report, started))
                 winner = self._judge(done, tasks, failures, started)
                 if winner is not None:
                     for attempt in tasks.values():
                         attempt.detail = "another candidate was faster"
                     return winner
         finally:
+            if more is not None:
+                more.cancel()
             for task, attempt in tasks.items():
                 self._cancel(task, attempt, started)
-        raise _most_precise(failures)
+        raise feed.failure or _most_precise(failures)
+
+    def _begin(
+        self, peer: PeerId, candidate: Candidate, report: Report, started: float
+    ) -> tuple[Attempt, asyncio.Task[DialledPath]]:
+        """Start one attempt and write it into the report."""
+        where = format_address(candidate.host, candidate.port)
+        attempt = Attempt(where, candidate.transport, candidate.kind, (monotonic() - started) * 1000)
+        report.attempts.append(attempt)
+        return attempt, self._core.loop.create_task(self._attempt(peer, candidate, attempt))
+
+    async def _next(self, feed: CandidateFeed, report: Report, started: float) -> list[Candidate] | None:
+        """The next candidates that can be dialled; None when no more will come."""
+        found = await feed.take()
+        return None if found is None else await self._resolve(found, report, started)
 
     def _judge(
         self,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Final
-
-import ifaddr
 
 from crust.config import Config
 from crust.crypto.keys import Identity, PeerId
@@ -21,13 +18,15 @@ from crust.errors import (
     SelfDialError,
 )
 from crust.net.clock import monotonic
+from crust.net.interfaces import candidate_hosts, local_addresses
 from crust.net.tcp import raise_descriptor_limit
 from crust.node.acceptor import Acceptor
 from crust.node.connection import Connection
 from crust.node.core import Core
-from crust.node.dial import DialledPath, Dialler, explain_timeout
+from crust.node.dial import CandidateFeed, DialledPath, Dialler, explain_timeout
 from crust.node.events import EventReader
 from crust.node.incoming import Incoming
+from crust.node.network import Neighbourhood
 from crust.node.stats import Stats
 from crust.types import Candidate, Report
 from crust.wire.contact import Contact, parse_target
@@ -39,6 +38,8 @@ _REDIAL_PAUSES: Final = (0.0, 1.0, 1.0, 2.0, 3.0, 5.0)
 
 _REDIAL_TIMEOUT: Final = 15.0
 _KNOWN_PEERS: Final = 4096
+_ANSWERING_SECONDS: Final = 15.0
+_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 class Node:
@@ -55,6 +56,8 @@ class Node:
         self._core: Core | None = None
         self._acceptor: Acceptor | None = None
         self._dialler: Dialler | None = None
+        self._neighbourhood: Neighbourhood | None = None
+        self._arrivals: dict[PeerId, asyncio.Future[Connection]] = {}
         self._dials: dict[PeerId, asyncio.Task[Connection]] = {}
         self._dial_waiters: dict[asyncio.Task[Connection], int] = {}
         self._redials: dict[Connection, asyncio.Task[None]] = {}
@@ -91,11 +94,26 @@ class Node:
         core.ended = self._connection_ended
         self._dialler = Dialler(core)
         self._acceptor = Acceptor(core)
+        core.arrived = self._arrived
+        core.services = self._neighbourhood = Neighbourhood(
+            core, self._connect_directly, self._own_candidates, lambda peer: self._known.get(peer, ()), self._called
+        )
         try:
             await self._acceptor.listen()
         except BaseException:
             self._acceptor.close()
             raise
+        self._neighbourhood.bootstrap.start()
+
+    async def bootstrapped(self, timeout: float = 10) -> None:
+        """Wait until each bootstrap node is connected or was tried once, or the time is up. Cancellation loses nothing.
+
+        Args:
+            timeout: seconds.
+        """
+        self._started()
+        assert self._neighbourhood is not None
+        await self._neighbourhood.tried(timeout)
 
     async def close(self) -> None:
         """Close every connection in an orderly way, then the listeners. Bounded by `Config.close_timeout`.
@@ -106,6 +124,8 @@ class Node:
         if core is None or acceptor is None or core.closing:
             return
         core.closing = True
+        if self._neighbourhood is not None:
+            self._neighbourhood.close()
         tasks: list[asyncio.Task[object]] = [*self._dials.values(), *self._redials.values()]
         for task in tasks:
             task.cancel()
@@ -152,8 +172,8 @@ class Node:
     async def contact(self) -> Contact:
         """What to give away so that others can dial this node; `str()` is the line of text."""
         self._started()
-        assert self._acceptor is not None
-        return Contact(self.id, tuple(_own_candidates(self._acceptor.addresses)))
+        assert self._neighbourhood is not None
+        return self._neighbourhood.contact()
 
     @property
     def connections(self) -> list[Connection]:
@@ -203,9 +223,7 @@ class Node:
         if task is None:
             if contact.candidates:
                 self._remember(peer, contact.candidates)
-            task = core.loop.create_task(self._dial(peer, report, started, timeout))
-            self._dials[peer] = task
-            task.add_done_callback(lambda _: self._dials.pop(peer, None))
+            task = self._start_dial(contact, report, started, timeout)
         waiters = self._dial_waiters
         waiters[task] = waiters.get(task, 0) + 1
         try:
@@ -216,45 +234,132 @@ class Node:
                 del waiters[task]
                 task.cancel()  # has no effect on a dial that is done
 
-    async def _dial(self, peer: PeerId, report: Report, started: float, limit: float) -> Connection:
+    def _start_dial(
+        self, contact: Contact, report: Report, started: float, limit: float, *, call: bool = True
+    ) -> asyncio.Task[Connection]:
         core = self._started()
+        task = core.loop.create_task(self._dial(contact, report, started, limit, call=call))
+        self._dials[contact.id] = task
+        task.add_done_callback(lambda _: self._dials.pop(contact.id, None))
+        return task
+
+    async def _connect_directly(self, contact: Contact, limit: float) -> Connection:
+        """Connect to a bootstrap or rendezvous node, of whose address we know."""
+        core = self._started()
+        found = core.registry.find(contact.id)
+        if found is not None:
+            return found
+        self._remember(contact.id, contact.candidates)
+        task = self._dials.get(contact.id)
+        if task is None:
+            task = self._start_dial(contact, Report(str(contact.id)), monotonic(), limit, call=False)
+        return await asyncio.shield(task)
+
+    def _called(self, contact: Contact, candidates: Sequence[Candidate]) -> bool:
+        """A peer dials us through a rendezvous: dial it too, so that NATs on both sides open (PROTOCOL 21)."""
+        assert self._acceptor is not None
+        assert self._core is not None
+        peer = contact.id
+        if self._acceptor.decides_first and self._core.registry.find(peer) is None:
+            return False  # the application has not agreed to show this node to that peer
+        if peer not in self._dials and self._core.registry.find(peer) is None:
+            self._remember(peer, tuple(candidates))
+            report = Report(str(peer))
+            task = self._start_dial(contact, report, monotonic(), _ANSWERING_SECONDS, call=False)
+            task.add_done_callback(_forget_failure)
+        return True
+
+    def _arrived(self, connection: Connection) -> None:
+        """A connection is up: a dial of the same peer has come to its end."""
+        arrival = self._arrivals.get(connection.peer)
+        if arrival is not None and not arrival.done():
+            arrival.set_result(connection)
+
+    async def _dial(self, contact: Contact, report: Report, started: float, limit: float, *, call: bool) -> Connection:
+        core = self._started()
+        peer = contact.id
+        race = core.loop.create_task(self._race(contact, report, started, call=call))
+        arrival: asyncio.Future[Connection] = core.loop.create_future()
+        self._arrivals[peer] = arrival
         try:
-            async with asyncio.timeout_at(started + limit):
-                won = await self._race(peer, report, started)
+            async with asyncio.timeout_at(core.loop.time() + limit):
+                await asyncio.wait((race, arrival), return_when=asyncio.FIRST_COMPLETED)
+                if arrival.done():
+                    return self._finish_dial(arrival.result(), report, started)
+                won = race.result()
         except TimeoutError:
+            race.cancel()
+            await asyncio.wait((race,))
             raise _failed(explain_timeout(report), report, monotonic() - started) from None
         except ConnectError as error:
             raise _failed(error, report, monotonic() - started) from error.__cause__
         except OSError as error:
             raise _failed(NoPathError(str(error)), report, monotonic() - started) from error
+        finally:
+            del self._arrivals[peer]
+            race.add_done_callback(_close_late)
+            race.cancel()
         # A connection may have come in while we dialled; then this is one more path of it.
         connection = core.registry.find(peer)
         new = connection is None
         if connection is None:
             connection = core.new_connection(won.result, report)
         self._attach(connection, won, started)
+        if new and connection.path is not None:
+            core.connected(connection, connection.path, accepted=False)
+        return self._finish_dial(connection, report, started)
+
+    def _finish_dial(self, connection: Connection, report: Report, started: float) -> Connection:
         report.elapsed_ms = (monotonic() - started) * 1000
         report.winner = connection.path
         if connection.report is None:
             connection.report = report
-        if new and connection.path is not None:
-            core.connected(connection, connection.path, accepted=False)
         return connection
 
-    async def _race(self, peer: PeerId, report: Report, started: float) -> DialledPath:
+    async def _race(self, contact: Contact, report: Report, started: float, *, call: bool) -> DialledPath:
+        """Race the addresses that are known, and those that come through rendezvous nodes."""
         assert self._dialler is not None
-        candidates = self._known.get(peer, ())
-        if not candidates:
-            raise NoPathError("no address of this peer is known: dial its contact, or PEERID@HOST:PORT")
-        return await self._dialler.race(peer, candidates, report, started)
+        assert self._core is not None
+        assert self._neighbourhood is not None
+        feed = CandidateFeed(self._known.get(contact.id, ()))
+        calling: asyncio.Task[None] | None = None
+        if call and (contact.rendezvous or self._neighbourhood.signalling.servers):
+            calling = self._core.loop.create_task(self._neighbourhood.call(contact, feed))
+        elif not self._known.get(contact.id):
+            raise NoPathError(
+                "no address of this peer is known: dial its contact, or PEERID@HOST:PORT, or name bootstrap nodes"
+            )
+        else:
+            feed.close()
+        try:
+            return await self._dialler.race(contact.id, feed, report, started)
+        finally:
+            if calling is not None:
+                calling.cancel()
 
     def _attach(self, connection: Connection, won: DialledPath, started: float) -> None:
         core = self._core
         assert core is not None
         at_ms = (monotonic() - started) * 1000
+        won.taken = True
         core.add_path(connection, won.stream, core.codec(won.result), kind="direct", rtt=won.rtt, at_ms=at_ms)
         connection.pump()
         won.stream.replay()
+
+    def _own_candidates(self) -> list[Candidate]:
+        """Where this node can be reached: each listening address, wildcards as the addresses of the interfaces."""
+        assert self._acceptor is not None
+        listening = self._acceptor.addresses
+        hosts = candidate_hosts(local_addresses())
+        candidates: list[Candidate] = []
+        for host, port in listening:
+            if host in _WILDCARDS:
+                candidates += [Candidate("tcp", own, port) for own in hosts if (":" in own) == (":" in host)]
+            else:
+                candidates.append(Candidate("tcp", host, port))
+        if not candidates:  # nothing but loopback
+            candidates = [Candidate("tcp", _WILDCARDS.get(host, host), port) for host, port in listening]
+        return candidates
 
     def _remember(self, peer: PeerId, candidates: tuple[Candidate, ...]) -> None:
         """Keep where a peer was said to be, for dialling it again."""
@@ -287,7 +392,7 @@ class Node:
             started = monotonic()
             try:
                 async with asyncio.timeout(_REDIAL_TIMEOUT):
-                    won = await self._race(connection.peer, Report(str(connection.peer)), started)
+                    won = await self._race(Contact(connection.peer), Report(str(connection.peer)), started, call=True)
             except (ConnectError, TimeoutError, OSError):
                 continue
             if self._given_up(connection):
@@ -313,6 +418,8 @@ class Node:
         task = self._redials.get(connection)
         if task is not None:
             task.cancel()
+        if self._neighbourhood is not None:
+            self._neighbourhood.forget(connection)
 
     # --- accepting -----------------------------------------------------------------------------------------------
 
@@ -370,28 +477,13 @@ def _failed(error: ConnectError, report: Report, seconds: float) -> ConnectError
     return error
 
 
-def _own_candidates(listening: list[tuple[str, int]]) -> list[Candidate]:
-    """Where this node can be reached: each listening address, wildcards as the addresses of the interfaces."""
-    candidates: list[Candidate] = []
-    hosts = _interface_hosts()
-    for host, port in listening:
-        if host not in ("0.0.0.0", "::"):  # noqa: S104
-            candidates.append(Candidate("tcp", host, port))
-            continue
-        own = [h for h in hosts if (":" in h) == (host == "::")]
-        candidates += [Candidate("tcp", h, port) for h in own]
-    if not candidates:
-        candidates = [Candidate("tcp", "127.0.0.1" if h == "0.0.0.0" else "::1", p) for h, p in listening]  # noqa: S104
-    return candidates
+def _forget_failure(task: asyncio.Task[Connection]) -> None:
+    """A dial that nobody waits for has ended."""
+    if not task.cancelled():
+        task.exception()
 
 
-def _interface_hosts() -> list[str]:
-    """Addresses of the interfaces, without loopback and IPv6 link-local ones (which mean nothing without a scope)."""
-    hosts = []
-    for adapter in ifaddr.get_adapters():
-        for ip in adapter.ips:
-            text = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
-            address = ipaddress.ip_address(text)
-            if not (address.is_loopback or address.is_multicast or (address.version == 6 and address.is_link_local)):
-                hosts.append(text)
-    return hosts
+def _close_late(task: asyncio.Task[DialledPath]) -> None:
+    """A race that nobody waits for any more has been won: the path is surplus."""
+    if not task.cancelled() and task.exception() is None and task.result().taken is False:
+        task.result().stream.abort()

@@ -35,8 +35,9 @@ _PRESENCE_SECONDS: Final = 300
 _ANSWER_SECONDS: Final = 5.0
 _CANDIDATES_MOST: Final = 32
 
-CallHandler = Callable[[Contact, Sequence[Candidate]], None]
-"""Told of a peer that dials us: its contact, and its candidates with what the rendezvous has seen."""
+CallHandler = Callable[[Contact, Sequence[Candidate]], bool]
+"""Told of a peer that dials us: its contact, and its candidates with what the rendezvous has seen. Returns whether to
+answer with our addresses."""
 
 
 class Call:
@@ -216,10 +217,12 @@ class Signalling:
         elif self._memory.is_new(
             offer.contact.id, offer.dial_id + connection.peer.bytes(), offer.lifetime, monotonic()
         ):
+            if not self._on_call(offer.contact, candidates):
+                core.stats.count("offer.withheld")
+                return
             sealed = self._seal(offer.contact.id, offer.dial_id, offer_hash(message.sealed), connection.peer)
             connection.send_service(Forward(offer.dial_id, offer.contact.id.bytes(), sealed))
             core.stats.count("offer.answered")
-            self._on_call(offer.contact, candidates)
         else:
             core.stats.count("offer.repeated")
 

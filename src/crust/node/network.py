@@ -1,0 +1,122 @@
+"""The node among others: bootstrap nodes, rendezvous for others, calls through rendezvous."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from crust.crypto.keys import PeerId
+from crust.errors import NoPathError, ParseError
+from crust.node.bootstrap import Bootstrap
+from crust.node.connection import Connection
+from crust.node.core import Core
+from crust.node.dial import CandidateFeed
+from crust.node.rendezvous import Rendezvous
+from crust.node.signalling import Signalling
+from crust.types import Candidate
+from crust.wire.contact import Contact, parse_target
+from crust.wire.service import ServiceMessage
+
+__all__ = ["Neighbourhood"]
+
+
+_REACH_SECONDS: Final = 3.0
+
+
+class Neighbourhood:
+    """What a node has to do with nodes other than the peer at hand; the `Services` of a `Core`.
+
+    Args:
+        core: the node's centre.
+        connect: dials a contact directly, within some seconds.
+        own_candidates: gives the addresses at which this node listens.
+        known: gives the addresses at which a peer was reached.
+        called: told of a peer that dials us through a rendezvous, and its candidates; says whether to answer.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        connect: Callable[[Contact, float], Awaitable[Connection]],
+        own_candidates: Callable[[], list[Candidate]],
+        known: Callable[[PeerId], tuple[Candidate, ...]],
+        called: Callable[[Contact, Sequence[Candidate]], bool],
+    ) -> None:
+        self._core = core
+        self._connect = connect
+        self._known = known
+        self._own_candidates = own_candidates
+        self.rendezvous = Rendezvous(core)
+        self.signalling = Signalling(core, self.candidates, called)
+        contacts = [_bootstrap_contact(text) for text in core.config.bootstrap]
+        self.bootstrap = Bootstrap(core, contacts, connect, self.signalling.use)
+
+    # --- Services ------------------------------------------------------------------------------------------------
+
+    def path_up(self, connection: Connection, path_id: int) -> None:
+        """A connection has another path."""
+        self.signalling.path_up(connection, path_id)
+
+    def received(self, connection: Connection, message: ServiceMessage, path_id: int | None) -> None:
+        """A message from a peer's node."""
+        if not self.rendezvous.serve(connection, message, path_id):
+            self.signalling.receive(connection, message, path_id)
+
+    # --- for the node --------------------------------------------------------------------------------------------
+
+    def candidates(self) -> list[Candidate]:
+        """Our addresses: those of the interfaces, and those that others see."""
+        return list(dict.fromkeys((*self._own_candidates(), *self.signalling.reflexive)))
+
+    def contact(self) -> Contact:
+        """Our contact, with the rendezvous nodes through which we can be called."""
+        servers = [Contact(c.peer, self._known(c.peer)) for c in self.signalling.servers]
+        return Contact(self._core.identity.id, tuple(self.candidates()[:64]), tuple(servers[:8]))
+
+    async def call(self, contact: Contact, feed: CandidateFeed) -> None:
+        """Add a peer's candidates to a dial as they come through rendezvous nodes, then end the feed."""
+        peer = contact.id
+        try:
+            await self._reach(contact.rendezvous)
+            await self.signalling.call(peer, feed.add)
+        except NoPathError as error:
+            feed.failure = error
+        finally:
+            feed.close()
+
+    async def _reach(self, contacts: Sequence[Contact]) -> None:
+        """Connect to the rendezvous nodes that a peer's contact names."""
+        here = {connection.peer for connection in self.signalling.servers} | {self._core.identity.id}
+        wanted = [self._connect(contact, _REACH_SECONDS) for contact in contacts if contact.id not in here]
+        for found in await asyncio.gather(*wanted, return_exceptions=True):
+            if isinstance(found, Connection):
+                self.signalling.use(found)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self.rendezvous.forget(connection)
+        self.signalling.forget(connection)
+
+    async def tried(self, seconds: float) -> None:
+        """Wait until the bootstrap nodes are connected, or were tried once, or the time is up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.bootstrap.tried()
+
+    def close(self) -> None:
+        """Stop."""
+        self.bootstrap.close()
+
+
+def _bootstrap_contact(text: str) -> Contact:
+    """A contact out of the configuration.
+
+    Raises:
+        ParseError: it is none.
+    """
+    try:
+        return parse_target(text)
+    except ParseError as error:
+        raise ParseError(f"bootstrap: {error}") from error
