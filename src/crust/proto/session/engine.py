@@ -46,6 +46,9 @@ SETTLE_DELAY: Final = 1.0
 CONTROL_WAITING: Final = 64
 """Frames that wait for one path: a peer that asks for much and reads nothing gets no memory."""
 
+CONTROL_RESERVE: Final = 32 * 1024
+"""Room in a group that these leave for numbered frames."""
+
 # PROTOCOL 16: data without progress for max(3 RTT, 500 ms) means a probe and another dial, at most once a second.
 STALL_LEAST: Final = 0.5
 STALL_AGAIN: Final = 1.0
@@ -171,7 +174,7 @@ class Session:
         self._ack_sent = 0
         self._unacked_bytes = 0
         self._ack_wanted = False
-        self._pings: dict[int, float] = {}
+        self._pings: dict[int, tuple[float, int | None]] = {}  # when sent, and on which path alone
         self._next_token = 1
         self._datagrams: deque[bytes] | None = None  # made when needed: an empty deque takes 760 bytes
         self._datagram_bytes = 0
@@ -252,7 +255,9 @@ class Session:
         best.resend = self.outbox.unacknowledged()
         best.control.extend(frames.serialize_credit(p, self.inbox.granted(p)) for p in self.inbox.raised_credits())
         self.streams.repeat_credits()
-        best.control.extend(frames.serialize_ping(token) for token in self._pings)
+        for token, (sent_at, _) in self._pings.items():
+            best.control.append(frames.serialize_ping(token))
+            self._pings[token] = sent_at, None
         self._ack_due = self._ack_due or self.inbox.expected > 0
         self._arm_stall(now)
 
@@ -271,10 +276,14 @@ class Session:
         if path.hello_due:
             return self._hello_group(path)
         group = GroupBuilder()
-        if path.control:
-            for piece in path.control:
-                group.add(piece)
-            path.control.clear()
+        control = path.control
+        if control:
+            at = 0
+            while at < len(control) and group.room > CONTROL_RESERVE:
+                group.add(control[at])
+                at += 1
+            del control[:at]
+            self.more = bool(control)
         if path is self._active and (path.heard_hello or self._is_new):
             self._fill_active(path, group, now)
         return group.finish()
@@ -307,12 +316,13 @@ class Session:
             self.more = True
         if path.resend is None:
             outbox.fill(group, now)
-            self.more = outbox.is_full(group)
+            self.more = self.more or outbox.is_full(group)
             if self._datagrams:
                 self._fill_datagrams(group)
+                self.more = self.more or bool(self._datagrams)
             if self._ack_wanted and outbox.retained_bytes and not outbox.has_queued():
                 self._ack_wanted = False
-                group.add(frames.serialize_ping(self._ping_token(now)))
+                group.add(frames.serialize_ping(self._ping_token(path, now)))
         if self._ack_due or (group.pieces and inbox.expected > self._ack_sent):
             group.add(frames.serialize_ack(inbox.expected))
             self._ack_sent = inbox.expected
@@ -359,8 +369,11 @@ class Session:
             if path.suspect:
                 path.suspect = False
                 self._choose_active(now)
+            numbered = False
             for frame in frames.parse_frames(control, payloads, start=1):
-                self._receive(path, frame, size, now)
+                numbered = self._receive(path, frame, now) or numbered
+            if numbered:
+                self._note_unacknowledged(size, now)
             self.delivery.check_overdue(now)
         except RemoteProtocolError as error:
             lost = PeerLost(None, f"the peer broke the protocol: {error}", getattr(error, "proof", ()))
@@ -368,24 +381,28 @@ class Session:
             self._end(lost)
             raise
 
-    def _receive(self, path: _Path, frame: frames.Frame, size: int, now: float) -> None:
+    def _receive(self, path: _Path, frame: frames.Frame, now: float) -> bool:
+        """Take one frame; whether it is a numbered one."""
         kind = type(frame)
         if kind is frames.Hello:
             self._on_hello(path, frame, now)  # type: ignore[arg-type]
-            return
+            return False
         if kind is frames.Gone:
-            self._on_gone(frame)  # type: ignore[arg-type]
-            return
+            self._on_gone(path, frame)  # type: ignore[arg-type]
+            return False
         if not path.heard_hello:
             raise RemoteProtocolError("the first frame on a path is not HELLO")
         handler = _UNNUMBERED.get(kind)
         if handler is not None:
             handler(self, path, frame, now)
-            return
-        for ordered in self.inbox.accept(frame, size):  # type: ignore[arg-type]
+            return False
+        for ordered in self.inbox.accept(frame):  # type: ignore[arg-type]
             if self.remote_closed:
                 raise RemoteProtocolError("frames after CLOSE")
             self.delivery.take(ordered, now)
+        return True
+
+    def _note_unacknowledged(self, size: int, now: float) -> None:
         self._unacked_bytes += size
         if self._unacked_bytes >= ACK_BYTES:
             self._ack_due = True
@@ -411,8 +428,13 @@ class Session:
         self.streams.learn_window(frame.stream_window)
         self._choose_active(now)
 
-    def _on_gone(self, frame: frames.Gone) -> None:
-        if frame.nonce != self.nonce:
+    def _on_gone(self, path: _Path, frame: frames.Gone) -> None:
+        """The peer has no session of the nonce that our HELLO called its own (PROTOCOL 10)."""
+        if frame.nonce != self.remote_nonce:
+            return
+        if any(p.heard_hello and not p.suspect for p in self._paths.values() if p is not path):
+            # Another program with the peer's identity: the session's own peer is there.
+            self._events.append(PathDead(path.id, "leads to another instance of the peer"))
             return
         if frame.code == 1:
             self._end(ConnectionClosed("the peer has closed the connection"))
@@ -453,10 +475,11 @@ class Session:
         self._ack_due = self._ack_due or self.inbox.expected > self._ack_sent
 
     def _on_pong(self, path: _Path, frame: frames.Pong, now: float) -> None:
-        sent_at = self._pings.pop(frame.token, None)
-        if sent_at is not None:
-            sample = now - sent_at
-            path.rtt += (sample - path.rtt) * _RTT_GAIN
+        ping = self._pings.pop(frame.token, None)
+        if ping is not None:
+            sample = now - ping[0]
+            if ping[1] == path.id:  # else an outage would count as the new path's round trip (RFC 6298 §3, Karn)
+                path.rtt += (sample - path.rtt) * _RTT_GAIN
             self._events.append(Ponged(frame.token, sample))
 
     def _on_path_close(self, path: _Path, frame: frames.PathClose, now: float) -> None:
@@ -469,6 +492,8 @@ class Session:
         self._events.append(ServiceReceived(frame.body, path.id))
 
     def _on_datagram(self, path: _Path, frame: frames.Datagram, now: float) -> None:
+        if len(frame.data) > DATAGRAM_LIMIT:
+            raise RemoteProtocolError(f"a datagram of {len(frame.data)} bytes is over {DATAGRAM_LIMIT}")
         self._events.append(DatagramReceived(frame.data))
 
     # --- the end ---
@@ -533,17 +558,18 @@ class Session:
 
     def ping(self, now: float) -> int:
         """Ask the peer for an answer; the token comes back in `Ponged`."""
-        token = self._ping_token(now)
-        if self._active is not None:
-            self._active.control.append(frames.serialize_ping(token))
+        path = self._active
+        token = self._ping_token(path, now)
+        if path is not None:
+            path.control.append(frames.serialize_ping(token))
         return token
 
-    def _ping_token(self, now: float) -> int:
+    def _ping_token(self, path: _Path | None, now: float) -> int:
         token = self._next_token
         self._next_token += 1
         if len(self._pings) >= 64:
             self._pings.pop(next(iter(self._pings)))
-        self._pings[token] = now
+        self._pings[token] = now, None if path is None else path.id
         return token
 
     def send_service(self, body: bytes, path_id: int | None = None) -> bool:
@@ -636,7 +662,7 @@ class Session:
         if (Timer.DEADLINE, path.id) in self._timers:
             return
         path.probed_at = now
-        path.control.append(frames.serialize_ping(self._ping_token(now)))
+        path.control.append(frames.serialize_ping(self._ping_token(path, now)))
         deadline = min(now + self._limits.path_timeout, path.last_heard + self._limits.inactivity_timeout)
         self._timers.set((Timer.DEADLINE, path.id), max(deadline, now))
 

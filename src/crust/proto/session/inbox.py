@@ -42,6 +42,15 @@ class _Assembly:
         self.pieces: list[bytes] = []
 
 
+def _size(frame: frames.NumberedFrame) -> int:
+    """Bytes that a frame holds."""
+    if isinstance(frame, (frames.Fragment, frames.StreamData)):
+        return len(frame.data)
+    if isinstance(frame, frames.Messages):
+        return sum(map(len, frame.data))
+    return len(frame.body) if isinstance(frame, (frames.Signature, frames.Service)) else 0
+
+
 class Inbox:
     """What one side has heard.
 
@@ -88,7 +97,7 @@ class Inbox:
 
     # --- order ---------------------------------------------------------------------------------------------------
 
-    def accept(self, frame: frames.NumberedFrame, size: int) -> list[frames.NumberedFrame]:
+    def accept(self, frame: frames.NumberedFrame) -> list[frames.NumberedFrame]:
         """Take a frame from any path; returns those that are now in order.
 
         Raises:
@@ -106,7 +115,7 @@ class Inbox:
                 self.expected += 1
             return ordered
         if number > self.expected and number not in self._early:
-            cost = size + FRAME_COST
+            cost = _size(frame) + FRAME_COST
             # One frame may exceed the sender's limit, which is checked before it writes.
             if (
                 self._early_bytes + cost > self._retention_bytes + 2 * frames.RECORD_LIMIT

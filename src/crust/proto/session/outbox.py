@@ -31,6 +31,7 @@ FRAME_COST: Final = 64
 PRIORITIES: Final = 8
 GROUP_PAYLOADS: Final = 4  # 256 KiB in one write: larger gains nothing, and delays an urgent message
 _CONTROL_ROOM: Final = frames.RECORD_LIMIT - 512
+_CONTROL_FRAME: Final = frames.INLINE_LIMIT + 1024  # the largest control frame, and a signature behind it
 _MESSAGES_HEAD: Final = 12
 _SMALLEST_FRAGMENT: Final = 16 * 1024  # do not cut fragments into crumbs when credit is short
 
@@ -246,7 +247,7 @@ class Outbox:
         """Write new frames into a group until it is full or nothing may be written."""
         if self.close_number is not None:
             return  # CLOSE was the last frame: the end of a stream that the peer has stopped is moot
-        while self._control and group.room > 1024:
+        while self._control and group.room > _CONTROL_FRAME:
             self._write(group, self._control.pop(0)(self.next_number), None, 0)
         signer = self.signer
         if signer is not None and signer.due(now):
