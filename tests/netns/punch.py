@@ -10,6 +10,7 @@ rendezvous tells them of each other, or LATE seconds after.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import selectors
 import socket
@@ -80,10 +81,8 @@ class Rendezvous:
             return
         endpoint, tell = wanted
         answer(json.dumps({"peer": endpoint}).encode())
-        try:
+        with contextlib.suppress(OSError):
             tell(json.dumps({"peer": sender}).encode())
-        except OSError:
-            pass
 
     def run(self) -> None:
         say(contact=sys.argv[2:])
@@ -177,7 +176,7 @@ class Tcp:
             # Linux sends a SYN again only after a second; a stray RST or a dropped SYN needs a new one sooner.
             for key, _ in selector.select(min(0.25, max(0.0, until - time.monotonic()))):
                 if key.fileobj is self.listener:
-                    stream, sender = self.listener.accept()
+                    stream, _ = self.listener.accept()
                 else:
                     stream = opener
                     if opener.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):

@@ -77,7 +77,7 @@ async def test_a_program_that_does_not_exist(near: Lab) -> None:
 async def test_a_host_may_bind_low_ports_even_without_privileges(near: Lab) -> None:
     made = await (await near.public("host")).socket(socket.AF_INET, socket.SOCK_STREAM)
     with made:
-        made.bind(("0.0.0.0", 443))  # noqa: S104
+        made.bind(("0.0.0.0", 443))
 
 
 # Places
@@ -171,7 +171,7 @@ async def test_a_dead_link_and_icmp_errors(near: Lab, datagrams: OpenDatagrams) 
     await host.set_link(up=True)
     one.send(b"found", two.endpoint)
     assert (await two.receive())[0] == b"found"
-    with (await host.socket()) as asker:
+    with await host.socket() as asker:
         asker.connect((there.address, 9))
         asker.send(b"anyone?")
         async with asyncio.timeout(5):
@@ -211,7 +211,7 @@ async def test_ipv6_only_hosts_have_no_ipv4(near: Lab) -> None:
         pytest.skip(str(error))
     assert host.gateway is None
     assert [":" in address for address in host.addresses] == [True]
-    with (await host.socket()) as asker, pytest.raises(OSError, match="unreachable"):
+    with await host.socket() as asker, pytest.raises(OSError, match="unreachable"):
         asker.connect(("11.0.0.1", 1))
 
 
@@ -244,7 +244,7 @@ async def test_a_site_of_a_kind_with_two_routers_is_refused(near: Lab) -> None:
 async def test_nothing_reaches_the_real_machine(near: Lab, datagrams: OpenDatagrams) -> None:
     host = await near.public("host")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as real, await host.socket() as inside:
-        real.bind(("0.0.0.0", 0))  # noqa: S104
+        real.bind(("0.0.0.0", 0))
         real.setblocking(False)
         addresses = {"127.0.0.1"}
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -385,13 +385,23 @@ def _unprivileged(code: str, prefix: list[str]) -> str:
     for interpreter in (sys.executable, "/usr/bin/python3"):
         test = subprocess.run(
             [*become, interpreter, "-c", "import crust.testing.natlab"],
-            capture_output=True, text=True, timeout=30, check=False, env=environment, cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            env=environment,
+            cwd="/",
         )
         said = test.stderr.strip()[-200:]
         if test.returncode == 0:
             done = subprocess.run(
                 [*become, *prefix, interpreter, "-c", code],
-                capture_output=True, text=True, timeout=30, check=False, env=environment, cwd="/",
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+                env=environment,
+                cwd="/",
             )
             return done.stdout.strip() or done.stderr.strip()
     pytest.skip(f"no interpreter for an unprivileged user: {said}")
@@ -426,13 +436,13 @@ async def test_the_firewall_of_a_kernel_router(near: Lab, datagrams: OpenDatagra
     except LabUnavailable as error:
         pytest.skip(str(error))
     host, there = await site.host(), await near.public("there")
-    with (await there.socket(socket.AF_INET, socket.SOCK_STREAM)) as server:
+    with await there.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
         server.bind((there.address, 443))
         server.listen()
         server_side = await datagrams(there, 443)
         (await datagrams(host)).send(b"blocked", server_side.endpoint)
         loop = asyncio.get_running_loop()
-        with (await host.socket(socket.AF_INET, socket.SOCK_STREAM)) as client:
+        with await host.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
             accepting = asyncio.ensure_future(loop.sock_accept(server))
             await loop.sock_connect(client, (there.address, 443))
             accepted, _ = await accepting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -102,7 +103,7 @@ def test_sequential_ports_wrap_and_skip_what_is_taken() -> None:
     nat = Bench(mapping=APD, ports="sequential", port_range=(2000, 2004))
     seen = [nat.port(5000, B, number) for number in range(1, 6)]
     assert sorted(seen) == [2000, 2001, 2002, 2003, 2004]
-    assert [(after - before) % 5 for before, after in zip(seen, seen[1:], strict=False)] == [1] * 4
+    assert [(after - before) % 5 for before, after in pairwise(seen)] == [1] * 4
     nat.out(udp(A, 5000, B, 99), Verdict.DROP)
 
 
@@ -324,7 +325,9 @@ def test_a_later_fragment_of_nothing_is_dropped() -> None:
     nat.out(fragments(udp(A, 5000, B, 1, bytes(2500)), 1000)[1], Verdict.DROP)
 
 
-@given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from([A, A2]), st.integers(1, 4), st.integers(1, 4)), max_size=60))
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.sampled_from([A, A2]), st.integers(1, 4), st.integers(1, 4)), max_size=60)
+)
 def test_an_outside_port_leads_back_to_where_it_was_used(steps: list[tuple[int, bytes, int, int]]) -> None:
     nat = Bench(mapping=APD, filtering=APD, ports="random", port_range=(3000, 3020), udp_timeout=5)
     for wait, source, sport, dport in steps:

@@ -30,7 +30,10 @@ class World:
         port = Port(lambda packet: inbox.append((round(self.now, 6), packet)))
         figures = link or Link()
         port.member = (network or self.core).attach(
-            port, [address], up=figures, down=Link(figures.delay, figures.loss, figures.rate, figures.queue, figures.mtu)
+            port,
+            [address],
+            up=figures,
+            down=Link(figures.delay, figures.loss, figures.rate, figures.queue, figures.mtu),
         )
         return port
 

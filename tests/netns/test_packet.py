@@ -1,4 +1,4 @@
-"""Packets of the lab: checksums stay right through rewriting, and splitting does what the kernel's segmentation does."""
+"""Packets of the lab: checksums stay right through rewriting, and trains are split as the kernel does it."""
 
 from __future__ import annotations
 

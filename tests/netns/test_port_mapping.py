@@ -18,7 +18,7 @@ from .sockets import Datagrams, OpenDatagrams
 pytestmark = pytest.mark.netns
 
 _SEARCH = (
-    "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n"
+    'M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: "ssdp:discover"\r\nMX: 1\r\n'
     "ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n"
 )
 

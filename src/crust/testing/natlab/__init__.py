@@ -12,12 +12,13 @@ when its owner is killed. `docs/explanation/natlab.md` tells how it works and wh
 
 from __future__ import annotations
 
-from .declare import NATS, Behaviour, Firewall, Kind, Link, Nat, Ports, Router
-from .errors import LabError, LabUnavailable, NotAsDeclared
-from .lab import Host, Lab, Site
-from .matrix import CrustProgram, Expectation, Outcome, Program, expect, run_matrix, table
-from .probe import Findings, measure, prove
-from .process import Process
+from crust.testing.natlab.declare import NATS, Behaviour, Firewall, Kind, Link, Nat, Ports, Router
+from crust.testing.natlab.errors import LabError, LabUnavailable, NotAsDeclared
+from crust.testing.natlab.lab import Lab
+from crust.testing.natlab.matrix import CrustProgram, Expectation, Outcome, Program, expect, run_matrix, table
+from crust.testing.natlab.places import Host, LinkChanges, Site
+from crust.testing.natlab.probe import Findings, measure, prove
+from crust.testing.natlab.process import Process
 
 __all__ = [
     "NATS",
@@ -32,6 +33,7 @@ __all__ = [
     "LabError",
     "LabUnavailable",
     "Link",
+    "LinkChanges",
     "Nat",
     "NotAsDeclared",
     "Outcome",

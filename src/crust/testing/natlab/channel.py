@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .errors import LabError
+from crust.testing.natlab.errors import LabError
 
 __all__ = ["Channel"]
 

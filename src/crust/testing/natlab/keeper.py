@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import netlink
+from crust.testing.natlab import netlink
 
 __all__ = ["Keeper", "main"]
 
@@ -72,8 +72,8 @@ def enter_namespaces() -> None:
         _call("unshare", _CLONE_NEWNET | _CLONE_NEWPID)
     except OSError as error:
         raise Unavailable(
-            f"user namespaces are forbidden here ({error.strerror}): run as root, or allow them with the sysctls "
-            "user.max_user_namespaces, kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns"
+            f"user namespaces are forbidden here ({error.strerror}): run as root, or allow them, with the sysctls "
+            "user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns"
         ) from error
 
 
@@ -166,7 +166,12 @@ class Keeper:
 
     def do_sysctl(self, namespace: int, sysctls: dict[str, str | int]) -> None:
         """Change settings of a namespace."""
-        self._inside(namespace, lambda: [netlink.set_sysctl(key, value) for key, value in sysctls.items()])
+
+        def change() -> None:
+            for key, value in sysctls.items():
+                netlink.set_sysctl(key, value)
+
+        self._inside(namespace, change)
 
     def do_drop(self, namespace: int) -> None:
         """Kill the processes of a namespace and let go of it."""
@@ -183,20 +188,18 @@ class Keeper:
         mac: str,
         addresses: list[str],
         gateways: list[str],
-        mtu: int,
         segments: int | None,
     ) -> None:
         """Make an interface in a namespace; its far end appears in the fabric's under the name `far`."""
         home = self._namespaces[namespace]
-        netlink.add_veth(far, name, home, peer_mac=bytes.fromhex(mac), mtu=mtu, segments=segments)
+        netlink.add_veth(far, name, home, peer_mac=bytes.fromhex(mac), segments=segments)
 
         def configure() -> None:
             netlink.set_link(name, up=True)
             for address in addresses:
                 netlink.add_address(name, address)
             for gateway in gateways:
-                ipv6 = ":" in gateway
-                netlink.add_default_route(name, None if gateway in ("::", "0.0.0.0") else gateway, ipv6=ipv6)  # noqa: S104
+                netlink.add_default_route(name, gateway)
 
         self._inside(namespace, configure)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from .declare import Firewall, Ports, Router
+from crust.testing.natlab.declare import Firewall, Ports, Router
 
 __all__ = ["miniupnpd_configuration", "netfilter_rules", "router_sysctls", "timeout_sysctls"]
 

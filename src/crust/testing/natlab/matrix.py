@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from .declare import NATS, Behaviour, Kind, Ports
-from .errors import LabError
-from .lab import Host, Lab
-from .process import Process
+from crust.testing.natlab.declare import NATS, Behaviour, Kind, Ports
+from crust.testing.natlab.errors import LabError
+from crust.testing.natlab.lab import Lab
+from crust.testing.natlab.places import Host
+from crust.testing.natlab.process import Process
 
 __all__ = ["CrustProgram", "Expectation", "Outcome", "Program", "expect", "run_matrix", "table"]
 
@@ -50,6 +51,7 @@ class CrustProgram:
         command: how to call `crust`.
         options: for all three.
         dial_options: for the dialler.
+        target: the key of the listener's first line that is dialled: "id" by way of the rendezvous, "contact" directly.
         timeout: seconds that a dial may take.
     """
 
@@ -57,6 +59,7 @@ class CrustProgram:
     command: tuple[str, ...] = (sys.executable, "-c", _CRUST)
     options: tuple[str, ...] = ()
     dial_options: tuple[str, ...] = ("-c", "1")
+    target: str = "id"
     timeout: float = 15.0
 
     def _identity(self, host: Host) -> list[str]:
@@ -77,7 +80,15 @@ class CrustProgram:
     def dialler(self, host: Host, rendezvous: Line, listener: Line, transport: str) -> list[str]:
         """One dial by PeerId."""
         known = ["--bootstrap", rendezvous["contact"], "--transport", transport, "--timeout", str(self.timeout)]
-        return [*self.command, "ping", listener["id"], "--json", *self.dial_options, *known, *self._identity(host)]
+        return [
+            *self.command,
+            "ping",
+            listener[self.target],
+            "--json",
+            *self.dial_options,
+            *known,
+            *self._identity(host),
+        ]
 
 
 @dataclass(frozen=True, slots=True)

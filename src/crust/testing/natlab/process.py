@@ -31,7 +31,7 @@ class Process:
     pid: int = 0
 
     def __init__(self) -> None:
-        """For `Host.run` only."""
+        """Prepare a program; `Host.run` starts it."""
         self._exit: asyncio.Future[int] | None = None
         self._signal: Callable[[int, int], Awaitable[None]] | None = None
         self._transports: list[asyncio.BaseTransport] = []
@@ -48,7 +48,7 @@ class Process:
         Returns:
             The exit code.
         """
-        assert self._exit is not None  # noqa: S101 - set before anyone gets hold of the process
+        assert self._exit is not None
         code = await asyncio.shield(self._exit)
         if self.stdin is not None:
             self.stdin.close()
@@ -90,14 +90,14 @@ class Process:
         if self._exit is not None and not self._exit.done():
             self._exit.set_result(-signal.SIGKILL)
 
-    async def _open(
+    async def start(
         self,
         stdio: tuple[Stdio, Stdio, Stdio],
         start: Callable[[list[int]], Awaitable[int]],
         exited: Callable[[int], asyncio.Future[int]],
         signaller: Callable[[int, int], Awaitable[None]],
     ) -> None:
-        """Make the pipes, start the program, and join the two."""
+        """Make the pipes, start the program, and join the two; for `Host.run` only."""
         theirs: list[int] = []
         ours: list[int | None] = []
         close: list[int] = []

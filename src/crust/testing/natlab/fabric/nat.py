@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from random import Random
 from typing import Any
 
-from .packet import ACK, FIN, ICMP, RST, SYN, TCP, UDP, Packet, checksum
+from crust.testing.natlab.fabric.packet import ACK, FIN, ICMP, RST, SYN, TCP, UDP, Packet, checksum
 
 __all__ = ["NatBox", "NatParameters", "Verdict"]
 
@@ -72,7 +72,9 @@ class NatParameters:
     def from_dict(cls, values: Mapping[str, Any]) -> NatParameters:
         """Read what a control message carries."""
         known = {item.name for item in fields(cls)}
-        taken = {key: tuple(value) if key == "port_range" else value for key, value in values.items() if key in known}
+        taken: dict[str, Any] = {key: value for key, value in values.items() if key in known}
+        if "port_range" in taken:
+            taken["port_range"] = tuple(taken["port_range"])
         return cls(**taken)
 
 

@@ -14,8 +14,8 @@ from ipaddress import IPv4Network
 from random import Random
 from typing import Protocol
 
-from .nat import NatBox, Verdict
-from .packet import ICMP, TCP, UDP, Packet, echo_reply, icmp_error, reset_for
+from crust.testing.natlab.fabric.nat import NatBox, Verdict
+from crust.testing.natlab.fabric.packet import ICMP, TCP, UDP, Packet, echo_reply, icmp_error, reset_for
 
 __all__ = ["Clockwork", "Link", "Member", "Network", "Port", "Router", "Sink"]
 
@@ -181,7 +181,7 @@ class Network:
     def send(self, packet: Packet, source: Member, now: float) -> None:
         """Carry a packet from a member towards its target."""
         target = packet.target
-        if target[0] >= 224 and (len(target) == 16 or target[0] < 240 or target == b"\xff\xff\xff\xff"):
+        if target[0] >= 224 and _is_flooded(target):
             return self._flood(packet, source, now)
         member = self._by_address.get(target)
         if member is None:
@@ -206,7 +206,7 @@ class Network:
     def _carry(self, packet: Packet, source: Member, member: Member, now: float) -> None:
         mtu = min(source.up.mtu, member.down.mtu)
         if packet.size > mtu and packet.largest > mtu and self._too_big(packet, source, mtu, now):
-            return
+            return None
         middle = source.up.admit(packet, now, self.clockwork.random)
         if middle is None:
             return self._drop("lost")
@@ -257,6 +257,13 @@ class Network:
 
     def _drop(self, reason: str) -> None:
         self.clockwork.dropped[reason] += 1
+
+
+def _is_flooded(target: bytes) -> bool:
+    """Multicast, broadcast, and link-local IPv6 addresses, which the lab does not know."""
+    if len(target) == 16:
+        return target[0] == 0xFF or target[:2] == b"\xfe\x80"
+    return target[0] < 240 or target == b"\xff\xff\xff\xff"
 
 
 class Port:

@@ -80,6 +80,9 @@ class Packet:
         "target_port",
     )
 
+    flags: int
+    gso_type: int
+    gso_size: int
     head: bytearray
     tail: memoryview | bytes
 
@@ -167,7 +170,7 @@ class Packet:
     @property
     def tcp_flags(self) -> int:
         """The flags of a TCP segment."""
-        return self.head[self.start + 13]
+        return int(self.head[self.start + 13])
 
     @property
     def dont_fragment(self) -> bool:

@@ -17,14 +17,13 @@ import socket
 import struct
 import sys
 import time
-from dataclasses import asdict
 from ipaddress import ip_address
 from random import Random
 from typing import Any
 
-from .nat import NatBox, NatParameters
-from .network import Clockwork, Filter, Link, Member, Network, Port, Router
-from .packet import ICMP, TCP, UDP, Packet
+from crust.testing.natlab.fabric.nat import NatBox, NatParameters
+from crust.testing.natlab.fabric.network import Clockwork, Filter, Link, Member, Network, Port, Router
+from crust.testing.natlab.fabric.packet import ICMP, TCP, UDP, Packet
 
 __all__ = ["Pump", "main"]
 
@@ -119,7 +118,7 @@ class Pump:
     def __init__(self, control: socket.socket, seed: int) -> None:
         """Serve one lab, which speaks JSON over `control`."""
         self._control = control
-        self._clockwork = Clockwork(Random(seed))
+        self._clockwork = Clockwork(Random(seed))  # noqa: S311 - losses, not secrets
         self._seed = seed
         self._networks: dict[int, Network] = {}
         self._members: dict[int, Member] = {}
@@ -187,6 +186,9 @@ class Pump:
         self._control.send(json.dumps(answer).encode())
         return True
 
+    def _random(self, number: int) -> Random:
+        return Random(self._seed * 1000003 + number)  # noqa: S311 - ports that a lab can repeat
+
     def _number(self) -> int:
         self._serial += 1
         return self._serial
@@ -231,16 +233,16 @@ class Pump:
         nat: dict[str, Any],
         up: dict[str, Any],
         down: dict[str, Any],
-        blocked: list[str],
-        tcp_ports: list[int] | None,
+        policy: dict[str, Any],
     ) -> int:
         """Make a NAT router between two networks; the number is also that of its attachment to the upper one."""
         number = self._number()
         outside, inside = _packed([address, lan_address])
-        box = NatBox(NatParameters.from_dict(nat), outside, Random(self._seed * 1000003 + number))
-        ports = None if tcp_ports is None else frozenset(tcp_ports)
-        policy = Filter(frozenset(_PROTOCOLS[name] for name in blocked), ports)
-        router = Router(self._clockwork, box, policy, inside)
+        box = NatBox(NatParameters.from_dict(nat), outside, self._random(number))
+        ports = policy["tcp_ports"]
+        blocked = frozenset(_PROTOCOLS[name] for name in policy["blocked"])
+        firewall = Filter(blocked, None if ports is None else frozenset(ports))
+        router = Router(self._clockwork, box, firewall, inside)
         router.wan = self._networks[network].attach(router, [outside], up=Link(**up), down=Link(**down))
         router.lan = self._networks[lan].attach(router, [inside], gateway=True)
         self._routers[number] = router
@@ -260,16 +262,11 @@ class Pump:
         if router is not None and router.lan is not None:
             router.lan.network.detach(router.lan)
 
-    def do_link(self, member: int, up: dict[str, Any] | None = None, down: dict[str, Any] | None = None) -> None:
+    def do_link(self, member: int, changes: dict[str, Any]) -> None:
         """Change some figures of an attachment's links."""
-        attachment = self._members[member]
-        for link, changes in ((attachment.up, up), (attachment.down, down)):
-            for key, value in (changes or {}).items():
+        for link in (self._members[member].up, self._members[member].down):
+            for key, value in changes.items():
                 setattr(link, key, value)
-
-    def do_show_link(self, member: int) -> dict[str, Any]:
-        """The figures of an attachment's links."""
-        return {"up": asdict(self._members[member].up), "down": asdict(self._members[member].down)}
 
     def do_flush(self, router: int) -> None:
         """Let a NAT forget its mappings."""
