@@ -150,7 +150,10 @@ class Connection:
             raise MessageTooLarge(f"a message of {len(data)} bytes; at most {session.max_message_bytes} are taken")
         if outbox.queued_bytes[priority] >= self._queue_limit or self._senders is not None:
             await self._wait_for_room(priority)
-        outbox.queue_message(data, priority, None if expires_in is None else monotonic() + expires_in)
+        if expires_in is None:
+            outbox.queue_message(data, priority, None)
+        else:
+            session.send(data, priority, monotonic() + expires_in)
         # The first message of a loop's turn goes out at once, those behind it together.
         if not self._pump_due:
             self._pump_due = True

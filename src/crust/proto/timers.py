@@ -25,6 +25,11 @@ class TimerTable(Generic[Name]):
         """Arm a timer unless it is armed."""
         self._deadlines.setdefault(name, deadline)
 
+    def set_earlier(self, name: Name, deadline: float) -> None:
+        """Arm a timer unless it is armed for an earlier moment."""
+        if self._deadlines.get(name, deadline) >= deadline:
+            self._deadlines[name] = deadline
+
     def clear(self, name: Name) -> None:
         """Disarm a timer."""
         self._deadlines.pop(name, None)

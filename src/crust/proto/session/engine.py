@@ -80,6 +80,7 @@ class Timer(enum.IntEnum):
     CLOSE = 5  # the peer does not confirm our end
     RESUME = 6  # no path: the peer does not come back
     SIGN = 7  # a batch is due to be signed; the next write does it
+    EXPIRY = 8  # a queued message expires
 
 
 class _Path:
@@ -533,6 +534,8 @@ class Session:
             MessageTooLarge: over the limit.
         """
         self.outbox.queue_message(data, priority, deadline)
+        if deadline is not None:
+            self._timers.set_earlier(Timer.EXPIRY, deadline)
 
     def next_message(self) -> tuple[bytes, Priority, Any] | None:
         """Take the next message for the application."""
@@ -598,10 +601,8 @@ class Session:
             if not written or any(s.sent < end and s.pending_bytes for s, end in mark.streams):
                 return False
             mark.number = outbox.next_number
-        if outbox.acked < mark.number:
             self._ack_wanted = True
-            return False
-        return True
+        return outbox.acked >= mark.number
 
     def close_path(self, path_id: int) -> None:
         """Tell the peer that a path is surplus."""
@@ -641,6 +642,9 @@ class Session:
                 self._stalled(now)
             elif name is Timer.CLOSE:
                 self._close_overdue()
+            elif name is Timer.EXPIRY:
+                if (again := self.outbox.drop_expired(now)) is not None:
+                    self._timers.set(Timer.EXPIRY, again)
             elif name is Timer.RESUME:
                 self._end(PeerLost(None, "no path came up again in time"))
             elif isinstance(name, tuple):

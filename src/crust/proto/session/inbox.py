@@ -152,9 +152,7 @@ class Inbox:
                 raise RemoteProtocolError(f"a message of {frame.total} bytes is over {self._max_message_bytes}")
             assembly = self._assemblies[priority] = _Assembly(frame.total)
             cost += MESSAGE_COST
-            if frame.total > self.window:
-                # Nobody can take the message before it is whole, so its credit must cover it (PROTOCOL 13).
-                self._grant(priority, self._received[priority] + frame.total + MESSAGE_COST + self.window)
+            self._cover(priority, self._received[priority] + frame.total + MESSAGE_COST)
         self._charge(priority, cost)
         assembly.size += len(frame.data)
         if assembly.total != frame.total or assembly.size > frame.total:
@@ -230,9 +228,22 @@ class Inbox:
 
     def _return_credit(self, priority: int, cost: int) -> None:
         consumed = self._consumed[priority] = self._consumed[priority] + cost
+        assembly = self._assemblies[priority]
         # One CREDIT frame for each quarter of the window, not for each message.
         if consumed + self.window - self._granted[priority] >= self.window >> 2:
             self._grant(priority, consumed + self.window)
+        if assembly is not None:
+            self._cover(priority, self._received[priority] + assembly.total - assembly.size)
+
+    def _cover(self, priority: int, need: int) -> None:
+        """See that the message under way can come whole: nobody can take it before, and so free its credit.
+
+        It has credit of its own beside the window (PROTOCOL 13), counted from what the application has taken. So a
+        reader that does not read holds a window and one message of each priority, and no more.
+        """
+        assembly = self._assemblies[priority]
+        if assembly is not None and self._granted[priority] < need:
+            self._grant(priority, self._consumed[priority] + self.window + assembly.total + MESSAGE_COST)
 
     def _grant(self, priority: int, limit: int) -> None:
         if limit > self._granted[priority]:

@@ -32,6 +32,7 @@ PRIORITIES: Final = 8
 GROUP_PAYLOADS: Final = 4  # 256 KiB in one write: larger gains nothing, and delays an urgent message
 _CONTROL_ROOM: Final = frames.RECORD_LIMIT - 512
 _CONTROL_FRAME: Final = frames.INLINE_LIMIT + 1024  # the largest control frame, and a signature behind it
+_EXPIRY_PAUSE: Final = 0.5
 _MESSAGES_HEAD: Final = 12
 _SMALLEST_FRAGMENT: Final = 16 * 1024  # do not cut fragments into crumbs when credit is short
 
@@ -122,6 +123,7 @@ class Outbox:
         "credit",
         "done_count",
         "expired",
+        "expiring",
         "messages_sent",
         "next_number",
         "queued_bytes",
@@ -166,6 +168,7 @@ class Outbox:
         self.close_code: int | None = None
         self.close_number: int | None = None
         self.expired = 0
+        self.expiring = 0  # queued messages that have a deadline
         self.signatures = 0
         self.messages_sent = 0
 
@@ -176,7 +179,11 @@ class Outbox:
         queue = self._queues[priority]
         if queue is None:
             queue = self._queues[priority] = deque()
-        queue.append(data if deadline is None else _Expiring(data, deadline))
+        if deadline is None:
+            queue.append(data)
+        else:
+            queue.append(_Expiring(data, deadline))
+            self.expiring += 1
         self._bits |= 1 << priority
         size = len(data)
         self.queued_bytes[priority] += size
@@ -340,14 +347,13 @@ class Outbox:
                 data, deadline = data
                 if deadline <= now:
                     popleft()
-                    self._unqueue(priority, len(data))
-                    self.done_count[priority] += 1
-                    self.expired += 1
+                    self._drop(priority, len(data))
                     continue
             size = len(data)
             if size > frames.INLINE_LIMIT:
                 if not batch:
                     popleft()
+                    self.expiring -= deadline is not None
                     self._large[priority] = _Large(data, deadline)
                     return self._write_fragment(group, priority, now)
                 break
@@ -358,6 +364,8 @@ class Outbox:
             append(data)
             popleft()
             taken += size
+            if deadline is not None:
+                self.expiring -= 1
         if not batch:
             return False
         self.spent[priority] += taken + MESSAGE_COST * len(batch)
@@ -368,6 +376,31 @@ class Outbox:
         if self.signer is not None:
             self.signer.add_batch(Kind.MESSAGE, priority, batch, now)
         return True
+
+    def drop_expired(self, now: float) -> float | None:
+        """Drop what has expired at the heads of the queues, also while nothing may be written.
+
+        Returns:
+            When to look again; None when no queued message has a deadline.
+        """
+        again = None
+        for priority, queue in enumerate(self._queues):
+            while queue and isinstance(head := queue[0], _Expiring):
+                if head.deadline > now:
+                    again = head.deadline if again is None else min(again, head.deadline)
+                    break
+                queue.popleft()
+                self._drop(priority, len(head.data))
+        if again is None and self.expiring:
+            again = now + _EXPIRY_PAUSE  # they stand behind others
+        return again
+
+    def _drop(self, priority: int, size: int) -> None:
+        """A queued message with a deadline has expired."""
+        self._unqueue(priority, size)
+        self.done_count[priority] += 1
+        self.expired += 1
+        self.expiring -= 1
 
     def _write_fragment(self, group: GroupBuilder, priority: int, now: float) -> bool:
         large = self._large[priority]
