@@ -55,15 +55,22 @@ def _listen_address(text: str) -> str:
     return text
 
 
-def add_node_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that all commands with a node share."""
+def add_node_options(parser: argparse.ArgumentParser, *, listen_alone: str | None = None) -> None:
+    """Add the options that all commands with a node share.
+
+    Args:
+        parser: of the command.
+        listen_alone: what `--listen` without a value means to this command; None: it needs one.
+    """
     group = parser.add_argument_group("options of the node")
     group.add_argument(
         "--listen",
         action="append",
         type=_listen_address,
         metavar="ADDR:PORT",
-        help="listen here (repeatable; default: every interface, a random port)",
+        nargs=None if listen_alone is None else "?",
+        const=None if listen_alone is None else "",
+        help=listen_alone or "listen here (repeatable; default: every interface, a random port)",
     )
     group.add_argument(
         "--transport",
@@ -165,8 +172,8 @@ def load_config(args: argparse.Namespace, **defaults: Any) -> Config:
     config = Config.from_file(path) if path is not None else Config()
     plain = Config()
     fields = {name: value for name, value in defaults.items() if getattr(config, name) == getattr(plain, name)}
-    if getattr(args, "listen", None):
-        fields["listen"] = args.listen
+    if any(getattr(args, "listen", None) or ()):
+        fields["listen"] = [address for address in args.listen if address]
     if getattr(args, "transport", None):
         fields["transports"] = list(dict.fromkeys(args.transport))
     if getattr(args, "bootstrap", None):

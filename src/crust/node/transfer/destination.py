@@ -124,7 +124,7 @@ class Destination:
         conflicts: list[str] = []
         missing: set[int] = set()
         for number, entry in enumerate(self.manifest):
-            location = os.path.join(self._folders[entry.folder], entry.name)
+            location = f"{self._folders[entry.folder]}{os.sep}{entry.name}"
             if entry.is_folder:
                 self._folders[number] = location
             status = None if entry.folder in missing else _lstat(location)
@@ -160,7 +160,7 @@ class Destination:
             self._staging.remove(name)
 
     def _in_the_way(self, number: int, status: os.stat_result) -> TransferRefusedError:
-        path = shown(self.manifest.path(number))
+        path = self._shown(number)
         kind = "a link" if stat.S_ISLNK(status.st_mode) else "something else"
         wanted = "folder" if self.manifest[number].is_folder else "file"
         return TransferRefusedError(f"the {wanted} {path} exists in the destination as {kind}")
@@ -182,7 +182,7 @@ class Destination:
             TransferStopped: the transfer was given up meanwhile.
         """
         for found in self._found.values():
-            path = shown(self.manifest.path(found.number))
+            path = self._shown(found.number)
             hasher = new_hasher(hash_id)
             read = 0
             try:
@@ -233,7 +233,7 @@ class Destination:
             try:
                 os.mkdir(self._folders[number])
             except OSError as error:
-                raise file_error(error, shown(self.manifest.path(number)), "created") from error
+                raise file_error(error, self._shown(number), "created") from error
 
     def _keep(self, found: _Found) -> None:
         """Count what is there already."""
@@ -274,7 +274,7 @@ class Destination:
                 os.close(descriptor)
         except OSError as error:
             self._staging.remove(name)
-            raise file_error(error, shown(self.manifest.path(number)), "written") from error
+            raise file_error(error, self._shown(number), "written") from error
         self._publish(number, location)
         self._arrived(len(data))
         self._complete(number, expected)
@@ -320,7 +320,7 @@ class Destination:
         try:
             _write_all(file.descriptor, data)
         except OSError as error:
-            raise file_error(error, shown(self.manifest.path(file.number)), "written") from error
+            raise file_error(error, self._shown(file.number), "written") from error
         file.hasher.update(data)
         file.left -= len(data)
         self._arrived(len(data))
@@ -345,7 +345,7 @@ class Destination:
             self._open = None
             os.close(file.descriptor)
         except OSError as error:
-            raise file_error(error, shown(self.manifest.path(file.number)), "written") from error
+            raise file_error(error, self._shown(file.number), "written") from error
         self._publish(file.number, location)
         self._complete(file.number, expected)
 
@@ -393,26 +393,31 @@ class Destination:
 
     def _create(self, location: str, *, executable: bool) -> int:
         """Make a new file with its final mode: nobody else can look into the folder that it grows in."""
-        with contextlib.suppress(FileNotFoundError):
+        mode = 0o777 if executable else 0o666
+        try:
+            return os.open(location, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, mode)
+        except FileExistsError:  # left over from an earlier transfer
             os.unlink(location)
-        return os.open(location, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o777 if executable else 0o666)
+            return os.open(location, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, mode)
 
     def _publish(self, number: int, location: str) -> None:
         """Move a whole file to its name."""
         entry = self.manifest[number]
-        target = os.path.join(self._folders[entry.folder], entry.name)
-        path = shown(self.manifest.path(number))
+        target = f"{self._folders[entry.folder]}{os.sep}{entry.name}"
         try:
             status = _lstat(target)
             if status is not None and not (self._overwrite and stat.S_ISREG(status.st_mode)):
-                raise TransferRefusedError(f"{path} has appeared in the destination meanwhile")
+                raise TransferRefusedError(f"{self._shown(number)} has appeared in the destination meanwhile")
             os.replace(location, target)
         except OSError as error:
             if error.errno == errno.EXDEV:
-                raise TransferError(
-                    f"{path} lies on another disk than the destination: receive into that folder"
-                ) from error
-            raise file_error(error, path, "written") from error
+                text = f"{self._shown(number)} lies on another disk than the destination: receive into its folder"
+                raise TransferError(text) from error
+            raise file_error(error, self._shown(number), "written") from error
+
+    def _shown(self, number: int) -> str:
+        """The path of an entry, for people."""
+        return shown(self.manifest.path(number))
 
     def _arrived(self, count: int) -> None:
         self.transferred_bytes += count
@@ -425,7 +430,7 @@ class Destination:
         self._progress.files_done += 1
 
     def _damaged(self, number: int) -> TransferError:
-        return TransferError(f"{shown(self.manifest.path(number))} has another content than its hash says")
+        return TransferError(f"{self._shown(number)} has another content than its hash says")
 
 
 def _conflict(paths: list[str]) -> TransferConflictError:

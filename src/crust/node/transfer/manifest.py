@@ -92,6 +92,8 @@ class Entry(NamedTuple):
 
 def shown(text: str) -> str:
     """A stranger's text without anything that could steer a terminal."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

@@ -16,7 +16,7 @@ from crust.node.transfer.source import Source, hash_prefix
 __all__ = ["Block", "Outflow"]
 
 # Large enough that handing a block from thread to loop costs nothing, small enough that the allocator reuses memory.
-_BLOCK_BYTES: Final = 256 << 10
+_BLOCK_BYTES: Final = 1 << 20
 
 
 class Block(NamedTuple):

@@ -129,7 +129,7 @@ class DiskThread:
         failed: raises the first error of what `feed` handed over, as soon as there is one.
     """
 
-    def __init__(self, *, most_bytes: int = 4 << 20) -> None:
+    def __init__(self, *, most_bytes: int = 1 << 20) -> None:
         self._loop = asyncio.get_running_loop()
         self._most_bytes = most_bytes
         self._queue: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any] | None, int] | None]
