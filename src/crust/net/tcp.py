@@ -19,6 +19,7 @@ __all__ = [
     "WriteBuffers",
     "dial_tcp",
     "raise_descriptor_limit",
+    "share_port",
     "tune_socket",
 ]
 
@@ -224,14 +225,40 @@ def tune_socket(sock: socket.socket | None) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
 
 
-async def dial_tcp(stream: TcpStream, host: str, port: int) -> None:
+async def dial_tcp(stream: TcpStream, host: str, port: int, local: tuple[str, int] | None = None) -> None:
     """Connect a stream.
+
+    Args:
+        stream: what the connection becomes.
+        host: numeric address.
+        port: where to.
+        local: address and port to connect from, shared with a listener: NATs with endpoint-independent mapping give
+            it the outside address that others know.
 
     Raises:
         OSError: the address did not answer, or refused. Cancellation closes the socket.
     """
     loop = asyncio.get_running_loop()
-    await loop.create_connection(lambda: stream, host, port)
+    if local is None:
+        await loop.create_connection(lambda: stream, host, port)
+        return
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        share_port(sock)
+        sock.bind(local)
+        await loop.sock_connect(sock, (host, port))
+        await loop.create_connection(lambda: stream, sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def share_port(sock: socket.socket) -> None:
+    """Let a listener and outgoing connections have one port."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "SO_REUSEPORT"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 def raise_descriptor_limit() -> None:

@@ -12,12 +12,13 @@ import enum
 import random
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from crust.config import parse_listen
 from crust.errors import ConfigError, CrustError, PeerLost, RemoteProtocolError
 from crust.net.clock import monotonic
-from crust.net.tcp import TcpStream
+from crust.net.tcp import TcpStream, share_port
 from crust.node.connection import Connection
 from crust.node.core import Core
 from crust.node.events import DuplicateIdentity
@@ -27,7 +28,7 @@ from crust.proto.record import RecordCodec
 from crust.proto.session.engine import NO_NONCE
 from crust.proto.session.outbox import GroupBuilder
 from crust.proto.session.registry import Decision
-from crust.types import format_address
+from crust.types import PathKind, format_address
 from crust.wire import frames
 
 __all__ = ["Acceptor", "Inbound"]
@@ -52,7 +53,12 @@ class _Stage(enum.Enum):
 
 
 class Inbound:
-    """One accepted TCP connection until it is a path."""
+    """One accepted TCP connection until it is a path.
+
+    Attributes:
+        heard: done when the peer has sent something, or is gone.
+        stream: the connection.
+    """
 
     __slots__ = (
         "_acceptor",
@@ -63,14 +69,16 @@ class Inbound:
         "_groups",
         "_handshake",
         "_incoming",
+        "_kind",
         "_opened_at",
         "_result",
         "_sent_at",
         "_stage",
+        "heard",
         "stream",
     )
 
-    def __init__(self, acceptor: Acceptor) -> None:
+    def __init__(self, acceptor: Acceptor, kind: PathKind = "direct") -> None:
         core = acceptor.core
         self._acceptor = acceptor
         self._core = core
@@ -85,17 +93,24 @@ class Inbound:
         self._groups: Groups = []
         self._deadline: asyncio.TimerHandle | None = None
         self._opened_at = self._sent_at = monotonic()
+        self._kind = kind
+        self.heard: asyncio.Future[None] = core.loop.create_future()
         self.stream = TcpStream(core.buffer, self)
 
     # --- StreamConsumer ------------------------------------------------------------------------------------------
 
     def stream_opened(self) -> None:
-        """Take a place in the table of half-open handshakes."""
+        """Take a place in the table of half-open handshakes, unless this is the far end of a hole that we punch."""
+        if self._acceptor.expected(self.stream):
+            self._stage = _Stage.DONE
+            return
         self._set_deadline(self._core.config.handshake_timeout)
         self._acceptor.add(self)
 
     def stream_received(self, data: memoryview) -> int:
         """Bytes from a peer that has not proved itself."""
+        if not self.heard.done():
+            self.heard.set_result(None)
         if self._stage in (_Stage.HANDSHAKE, _Stage.WAITING):
             self._handshake_received(bytes(data))
         elif self._stage is _Stage.PROVING:
@@ -151,6 +166,11 @@ class Inbound:
         self._stage = _Stage.WAITING
         self._incoming = incoming
         self._set_deadline(self._core.config.incoming_timeout)
+
+    def give_up_stream(self) -> TcpStream:
+        """The peer says nothing: let somebody else use the connection."""
+        self._end()
+        return self.stream
 
     @property
     def waiting(self) -> bool:
@@ -285,7 +305,12 @@ class Inbound:
         now = monotonic()
         self._end()
         path = self._core.add_path(
-            connection, self.stream, codec, kind="direct", rtt=now - self._sent_at, at_ms=(now - self._opened_at) * 1000
+            connection,
+            self.stream,
+            codec,
+            kind=self._kind,
+            rtt=now - self._sent_at,
+            at_ms=(now - self._opened_at) * 1000,
         )
         connection.path_received(path, self._groups, now)
         self._groups = []
@@ -326,6 +351,8 @@ class Inbound:
 
     def _end(self) -> None:
         self._stage = _Stage.DONE
+        if not self.heard.done():
+            self.heard.set_result(None)
         self._forget_incoming()
         self._handshake = None
         if self._deadline is not None:
@@ -353,6 +380,7 @@ class Acceptor:
         self._waiters: set[asyncio.Future[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.expected: Callable[[TcpStream], bool] = lambda stream: False
 
     # --- sockets -------------------------------------------------------------------------------------------------
 
@@ -406,6 +434,17 @@ class Acceptor:
 
     def _make_stream(self) -> TcpStream:
         return Inbound(self).stream
+
+    def make_inbound(self, kind: PathKind) -> Inbound:
+        """For a connection that we make, and over which the peer begins."""
+        return Inbound(self, kind)
+
+    def local_for(self, host: str) -> tuple[str, int] | None:
+        """The listening address from which to dial a host when the port matters; None without one."""
+        for own, port in self.addresses:
+            if (":" in own) == (":" in host):
+                return own, port
+        return None
 
     # --- tables --------------------------------------------------------------------------------------------------
 
@@ -552,6 +591,8 @@ def _bind(host: str, port: int) -> socket.socket:
         if found[0] == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(found[4])
+        # Only now: another listener on this port is refused, but our own outgoing connections may come from it.
+        share_port(sock)
         sock.setblocking(False)
     except OSError:
         sock.close()

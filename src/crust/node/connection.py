@@ -387,6 +387,11 @@ class Connection:
         return list(self._history)
 
     @property
+    def signed(self) -> bool:
+        """Whether what both sides send is signed (`Config.signing`), so that messages have receipts."""
+        return self.session.outbox.signer is not None
+
+    @property
     def stats(self) -> dict[str, int | float]:
         """Counters: messages, queued, unacknowledged and unread bytes, and the round-trip time in milliseconds."""
         session = self.session
@@ -461,6 +466,11 @@ class Connection:
             return None
         host, port = split_address(path.info.remote)
         return Candidate(path.info.transport, host, port, "peer-reflexive")
+
+    def path_local_port(self, path_id: int) -> int:
+        """Our port on a path; 0 when it is gone."""
+        path = self._paths.get(path_id)
+        return 0 if path is None else split_address(path.info.local)[1]
 
     def sources(self) -> list[Candidate]:
         """From where the peer comes, on each path whose keys it has proved to hold."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections import deque
 from collections.abc import Sequence
@@ -19,13 +20,20 @@ from crust.errors import (
 )
 from crust.net.clock import monotonic
 from crust.net.tcp import TcpStream, dial_tcp
+from crust.node.acceptor import Acceptor
 from crust.node.core import Core
 from crust.proto.noise.handshake import FailureReason, HandshakeFailed, HandshakeResult, InitiatorHandshake
-from crust.types import Attempt, Candidate, Report, format_address
+from crust.types import Attempt, Candidate, PathKind, Report, format_address
 
-__all__ = ["CandidateFeed", "DialledPath", "Dialler", "explain_timeout"]
+__all__ = ["CandidateFeed", "DialledPath", "Dialler", "Punch", "explain_timeout", "path_kind"]
 
 _RESOLVE_LIMIT: Final = 8
+
+# PROTOCOL 22: more than 2 TCP attempts only to an address from which the rendezvous sees the peer.
+_PUNCH_TRIES: Final = 40
+_UNATTESTED_TRIES: Final = 2
+_PUNCH_PAUSE: Final = 0.1
+_CALLER_BEGINS: Final = 0.4
 
 _OUTCOMES: Final = {
     FailureReason.NETWORK_MISMATCH: ("network mismatch", NetworkMismatchError),
@@ -47,20 +55,47 @@ _PRECISION: Final = (NetworkMismatchError, RefusedError, NotAuthenticError, NoPa
 _SILENCE: Final = "accepted the connection but stays silent: wrong key, not Crust, or the peer has not decided yet"
 
 
+@dataclass(frozen=True, slots=True)
+class Punch:
+    """How a dial through NATs goes about it: from the listening port, which the peer knows, and again when refused.
+
+    Attributes:
+        acceptor: whose port it is.
+        caller: whether we called; the caller begins handshakes over TCP, whoever's connection it is.
+    """
+
+    acceptor: Acceptor
+    caller: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adopted:
+    """A connection that the called peer has made to our listener, over which we begin the handshake."""
+
+    stream: TcpStream
+    candidate: Candidate
+
+
+_Found = list[Candidate | Adopted] | None
+"""What a feed has given; None: no more will come."""
+
+
 class CandidateFeed:
     """Candidates of one dial, as they become known.
 
     Attributes:
+        punch: set where both sides dial at the same time.
         failure: why there are none, if that is more precise than what the attempts say.
     """
 
     def __init__(self, candidates: Sequence[Candidate] = ()) -> None:
-        self._waiting: list[Candidate] = list(candidates)
+        self._waiting: list[Candidate | Adopted] = list(candidates)
         self._closed = False
         self._news = asyncio.Event()
+        self.punch: Punch | None = None
         self.failure: ConnectError | None = None
 
-    def add(self, candidates: Sequence[Candidate]) -> None:
+    def add(self, candidates: Sequence[Candidate | Adopted]) -> None:
         """More candidates."""
         self._waiting += candidates
         self._news.set()
@@ -70,7 +105,7 @@ class CandidateFeed:
         self._closed = True
         self._news.set()
 
-    async def take(self) -> list[Candidate] | None:
+    async def take(self) -> list[Candidate | Adopted] | None:
         """All that are new, waiting for the first; None when no more will come."""
         while not self._waiting:
             if self._closed:
@@ -97,11 +132,12 @@ class _Outbound:
 
     __slots__ = ("_handshake", "future", "opened_at", "stream")
 
-    def __init__(self, core: Core, handshake: InitiatorHandshake) -> None:
+    def __init__(self, core: Core, handshake: InitiatorHandshake, stream: TcpStream | None = None) -> None:
         self._handshake = handshake
         self.future: asyncio.Future[HandshakeResult] = core.loop.create_future()
         self.opened_at = 0.0
-        self.stream = TcpStream(core.buffer, self)
+        self.stream = stream or TcpStream(core.buffer)
+        self.stream.consumer = self
 
     def stream_opened(self) -> None:
         """Message 1 goes out with the first segment that can carry data."""
@@ -145,6 +181,7 @@ class Dialler:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._expected: dict[tuple[str, int], CandidateFeed] = {}
 
     async def race(self, peer: PeerId, feed: CandidateFeed, report: Report, started: float) -> DialledPath:
         """Try all candidates, a little apart; the first that proves the peer's key wins, the others are closed.
@@ -161,13 +198,13 @@ class Dialler:
         loop = self._core.loop
         tasks: dict[asyncio.Task[DialledPath], Attempt] = {}
         failures: list[ConnectError] = []
-        queue: deque[Candidate] = deque()
-        tried: set[Candidate] = set()
-        more: asyncio.Task[list[Candidate] | None] | None = loop.create_task(self._next(feed, report, started))
+        queue: deque[Candidate | Adopted] = deque()
+        tried: set[tuple[str, str, int] | Adopted] = set()
+        more: asyncio.Task[_Found] | None = loop.create_task(self._next(feed, report, started))
         try:
             while queue or tasks or more is not None:
                 if queue:
-                    attempt, task = self._begin(peer, queue.popleft(), report, started)
+                    attempt, task = self._begin(peer, queue.popleft(), report, started, feed.punch)
                     tasks[task] = attempt
                 waiting: set[asyncio.Task[Any]] = {*tasks} if more is None else {*tasks, more}
                 pause = self._core.config.dial_stagger if queue else None
@@ -175,8 +212,12 @@ class Dialler:
                 if more is not None and more in done:
                     done.discard(more)
                     found = more.result()
-                    queue.extend(c for c in found or () if c not in tried)
-                    tried.update(found or ())
+                    for item in found or ():
+                        key = item if isinstance(item, Adopted) else (item.transport, item.host, item.port)
+                        if key not in tried:
+                            tried.add(key)
+                            queue.append(item)
+                            self._expect(feed, item)
                     more = None if found is None else loop.create_task(self._next(feed, report, started))
                 winner = self._judge(done, tasks, failures, started)
                 if winner is not None:
@@ -184,6 +225,7 @@ class Dialler:
                         attempt.detail = "another candidate was faster"
                     return winner
         finally:
+            self._expected = {key: value for key, value in self._expected.items() if value is not feed}
             if more is not None:
                 more.cancel()
             for task, attempt in tasks.items():
@@ -191,18 +233,39 @@ class Dialler:
         raise feed.failure or _most_precise(failures)
 
     def _begin(
-        self, peer: PeerId, candidate: Candidate, report: Report, started: float
+        self, peer: PeerId, item: Candidate | Adopted, report: Report, started: float, punch: Punch | None
     ) -> tuple[Attempt, asyncio.Task[DialledPath]]:
         """Start one attempt and write it into the report."""
+        candidate = item.candidate if isinstance(item, Adopted) else item
         where = format_address(candidate.host, candidate.port)
         attempt = Attempt(where, candidate.transport, candidate.kind, (monotonic() - started) * 1000)
         report.attempts.append(attempt)
-        return attempt, self._core.loop.create_task(self._attempt(peer, candidate, attempt))
+        if isinstance(item, Adopted):
+            return attempt, self._core.loop.create_task(self._adopt(peer, item))
+        return attempt, self._core.loop.create_task(self._attempt(peer, candidate, attempt, punch))
 
-    async def _next(self, feed: CandidateFeed, report: Report, started: float) -> list[Candidate] | None:
-        """The next candidates that can be dialled; None when no more will come."""
+    async def _next(self, feed: CandidateFeed, report: Report, started: float) -> _Found:
+        """The next candidates that can be dialled, and connections to adopt; None when no more will come."""
         found = await feed.take()
-        return None if found is None else await self._resolve(found, report, started)
+        if found is None:
+            return None
+        adopted = [item for item in found if isinstance(item, Adopted)]
+        candidates = [item for item in found if isinstance(item, Candidate)]
+        return [*adopted, *await self._resolve(candidates, report, started)]
+
+    def _expect(self, feed: CandidateFeed, item: Candidate | Adopted) -> None:
+        """While we call a peer, a connection from one of its addresses is the other half of our own dial."""
+        if feed.punch is not None and feed.punch.caller and isinstance(item, Candidate):
+            self._expected[item.host, item.port] = feed
+
+    def expected(self, stream: TcpStream) -> bool:
+        """Whether a connection that was accepted belongs to a race, which then takes it."""
+        host, port = stream.address("peername")
+        feed = self._expected.get((host, port))
+        if feed is None:
+            return False
+        feed.add([Adopted(stream, Candidate("tcp", host, port, "peer-reflexive"))])
+        return True
 
     def _judge(
         self,
@@ -235,13 +298,68 @@ class Dialler:
         attempt.outcome = "cancelled"
         attempt.detail = attempt.detail or "no answer in time"
 
-    async def _attempt(self, peer: PeerId, candidate: Candidate, attempt: Attempt) -> DialledPath:
+    async def _attempt(self, peer: PeerId, candidate: Candidate, attempt: Attempt, punch: Punch | None) -> DialledPath:
+        """Dial one candidate; where a hole is to be punched, again and again, from the port that the peer knows."""
+        if punch is None:
+            return await self._connect(peer, candidate, attempt, None)
+        local = punch.acceptor.local_for(candidate.host)
+        tries = _PUNCH_TRIES if candidate.kind == "server-reflexive" else _UNATTESTED_TRIES
+        for left in reversed(range(tries)):
+            try:
+                if punch.caller:
+                    return await self._connect(peer, candidate, attempt, local)
+                return await self._answer(peer, candidate, attempt, local, punch)
+            except OSError:
+                # Refused or reset by a NAT that has not seen the other side's packet yet.
+                if not left:
+                    raise
+                await asyncio.sleep(_PUNCH_PAUSE)
+        raise AssertionError("unreachable")
+
+    async def _connect(
+        self, peer: PeerId, candidate: Candidate, attempt: Attempt, local: tuple[str, int] | None
+    ) -> DialledPath:
+        """Connect, and shake hands as the initiator."""
+        outbound = self._outbound(peer)
+        try:
+            await dial_tcp(outbound.stream, candidate.host, candidate.port, local)
+            attempt.detail = _SILENCE
+            return await self._finish(outbound, candidate)
+        except OSError as error:
+            if local is None or error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise
+        # An older connection still holds this pair of addresses: better from another port than not at all.
+        return await self._connect(peer, candidate, attempt, None)
+
+    async def _answer(
+        self, peer: PeerId, candidate: Candidate, attempt: Attempt, local: tuple[str, int] | None, punch: Punch
+    ) -> DialledPath:
+        """Connect, and let the caller begin the handshake; begin it ourselves when it does not."""
+        inbound = punch.acceptor.make_inbound(path_kind(candidate))
+        await dial_tcp(inbound.stream, candidate.host, candidate.port, local)
+        attempt.detail = _SILENCE
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CALLER_BEGINS):
+                await inbound.heard
+            # It becomes a path by itself, and that ends this dial.
+            await self._core.loop.create_future()
+        outbound = self._outbound(peer, inbound.give_up_stream())
+        outbound.stream_opened()
+        return await self._finish(outbound, candidate)
+
+    async def _adopt(self, peer: PeerId, adopted: Adopted) -> DialledPath:
+        """Shake hands as the initiator over a connection that the called peer has made to our listener."""
+        outbound = self._outbound(peer, adopted.stream)
+        outbound.stream_opened()
+        return await self._finish(outbound, adopted.candidate)
+
+    def _outbound(self, peer: PeerId, stream: TcpStream | None = None) -> _Outbound:
         core = self._core
         handshake = InitiatorHandshake(core.identity, peer, core.network, core.hello, random=core.random)
-        outbound = _Outbound(core, handshake)
+        return _Outbound(core, handshake, stream)
+
+    async def _finish(self, outbound: _Outbound, candidate: Candidate) -> DialledPath:
         try:
-            await dial_tcp(outbound.stream, candidate.host, candidate.port)
-            attempt.detail = _SILENCE
             result = await outbound.future
         except BaseException:
             outbound.stream.abort()
@@ -293,6 +411,13 @@ class Dialler:
         else:
             attempt.outcome, attempt.detail = "failed", repr(error)
         return _chain(NoPathError(f"{attempt.candidate}: {attempt.detail}"), error)
+
+
+def path_kind(candidate: Candidate) -> PathKind:
+    """How a path over a candidate came up."""
+    if candidate.kind == "mapped":
+        return "mapped"
+    return "direct" if candidate.kind == "host" else "punched"
 
 
 def explain_timeout(report: Report) -> ConnectError:

@@ -34,6 +34,7 @@ class Neighbourhood:
         own_candidates: gives the addresses at which this node listens.
         known: gives the addresses at which a peer was reached.
         called: told of a peer that dials us through a rendezvous, and its candidates; says whether to answer.
+        listens_on: says whether a local port is one that we listen on.
     """
 
     def __init__(
@@ -43,13 +44,14 @@ class Neighbourhood:
         own_candidates: Callable[[], list[Candidate]],
         known: Callable[[PeerId], tuple[Candidate, ...]],
         called: Callable[[Contact, Sequence[Candidate]], bool],
+        listens_on: Callable[[int], bool],
     ) -> None:
         self._core = core
         self._connect = connect
         self._known = known
         self._own_candidates = own_candidates
         self.rendezvous = Rendezvous(core)
-        self.signalling = Signalling(core, self.candidates, called)
+        self.signalling = Signalling(core, self.candidates, called, listens_on)
         contacts = [_bootstrap_contact(text) for text in core.config.bootstrap]
         self.bootstrap = Bootstrap(core, contacts, connect, self.signalling.use)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Final
@@ -23,7 +24,7 @@ from crust.net.tcp import raise_descriptor_limit
 from crust.node.acceptor import Acceptor
 from crust.node.connection import Connection
 from crust.node.core import Core
-from crust.node.dial import CandidateFeed, DialledPath, Dialler, explain_timeout
+from crust.node.dial import CandidateFeed, DialledPath, Dialler, Punch, explain_timeout, path_kind
 from crust.node.events import EventReader
 from crust.node.incoming import Incoming
 from crust.node.network import Neighbourhood
@@ -40,6 +41,14 @@ _REDIAL_TIMEOUT: Final = 15.0
 _KNOWN_PEERS: Final = 4096
 _ANSWERING_SECONDS: Final = 15.0
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+
+class _Mode(enum.Enum):
+    """How a dial goes about it."""
+
+    CALL = "through rendezvous nodes too, if there are any"
+    DIRECT = "to a rendezvous itself, from the listening port: it then knows the outside address of that port"
+    ANSWER = "a peer calls us: both dial at the same time"
 
 
 class Node:
@@ -93,10 +102,16 @@ class Node:
         core.redial = self._redial
         core.ended = self._connection_ended
         self._dialler = Dialler(core)
-        self._acceptor = Acceptor(core)
+        acceptor = self._acceptor = Acceptor(core)
+        self._acceptor.expected = self._dialler.expected
         core.arrived = self._arrived
         core.services = self._neighbourhood = Neighbourhood(
-            core, self._connect_directly, self._own_candidates, lambda peer: self._known.get(peer, ()), self._called
+            core,
+            connect=self._connect_directly,
+            own_candidates=self._own_candidates,
+            known=lambda peer: self._known.get(peer, ()),
+            called=self._called,
+            listens_on=lambda port: any(port == own for _, own in acceptor.addresses),
         )
         try:
             await self._acceptor.listen()
@@ -235,10 +250,10 @@ class Node:
                 task.cancel()  # has no effect on a dial that is done
 
     def _start_dial(
-        self, contact: Contact, report: Report, started: float, limit: float, *, call: bool = True
+        self, contact: Contact, report: Report, started: float, limit: float, mode: _Mode = _Mode.CALL
     ) -> asyncio.Task[Connection]:
         core = self._started()
-        task = core.loop.create_task(self._dial(contact, report, started, limit, call=call))
+        task = core.loop.create_task(self._dial(contact, report, started, limit, mode))
         self._dials[contact.id] = task
         task.add_done_callback(lambda _: self._dials.pop(contact.id, None))
         return task
@@ -252,7 +267,7 @@ class Node:
         self._remember(contact.id, contact.candidates)
         task = self._dials.get(contact.id)
         if task is None:
-            task = self._start_dial(contact, Report(str(contact.id)), monotonic(), limit, call=False)
+            task = self._start_dial(contact, Report(str(contact.id)), monotonic(), limit, _Mode.DIRECT)
         return await asyncio.shield(task)
 
     def _called(self, contact: Contact, candidates: Sequence[Candidate]) -> bool:
@@ -265,7 +280,7 @@ class Node:
         if peer not in self._dials and self._core.registry.find(peer) is None:
             self._remember(peer, tuple(candidates))
             report = Report(str(peer))
-            task = self._start_dial(contact, report, monotonic(), _ANSWERING_SECONDS, call=False)
+            task = self._start_dial(contact, report, monotonic(), _ANSWERING_SECONDS, _Mode.ANSWER)
             task.add_done_callback(_forget_failure)
         return True
 
@@ -275,10 +290,10 @@ class Node:
         if arrival is not None and not arrival.done():
             arrival.set_result(connection)
 
-    async def _dial(self, contact: Contact, report: Report, started: float, limit: float, *, call: bool) -> Connection:
+    async def _dial(self, contact: Contact, report: Report, started: float, limit: float, mode: _Mode) -> Connection:
         core = self._started()
         peer = contact.id
-        race = core.loop.create_task(self._race(contact, report, started, call=call))
+        race = core.loop.create_task(self._race(contact, report, started, mode))
         arrival: asyncio.Future[Connection] = core.loop.create_future()
         self._arrivals[peer] = arrival
         try:
@@ -316,14 +331,18 @@ class Node:
             connection.report = report
         return connection
 
-    async def _race(self, contact: Contact, report: Report, started: float, *, call: bool) -> DialledPath:
+    async def _race(self, contact: Contact, report: Report, started: float, mode: _Mode) -> DialledPath:
         """Race the addresses that are known, and those that come through rendezvous nodes."""
         assert self._dialler is not None
         assert self._core is not None
         assert self._neighbourhood is not None
         feed = CandidateFeed(self._known.get(contact.id, ()))
         calling: asyncio.Task[None] | None = None
-        if call and (contact.rendezvous or self._neighbourhood.signalling.servers):
+        assert self._acceptor is not None
+        if mode is not _Mode.CALL:
+            feed.punch = Punch(self._acceptor, caller=mode is _Mode.DIRECT)
+        if mode is _Mode.CALL and (contact.rendezvous or self._neighbourhood.signalling.servers):
+            feed.punch = Punch(self._acceptor, caller=True)
             calling = self._core.loop.create_task(self._neighbourhood.call(contact, feed))
         elif not self._known.get(contact.id):
             raise NoPathError(
@@ -342,7 +361,9 @@ class Node:
         assert core is not None
         at_ms = (monotonic() - started) * 1000
         won.taken = True
-        core.add_path(connection, won.stream, core.codec(won.result), kind="direct", rtt=won.rtt, at_ms=at_ms)
+        core.add_path(
+            connection, won.stream, core.codec(won.result), kind=path_kind(won.candidate), rtt=won.rtt, at_ms=at_ms
+        )
         connection.pump()
         won.stream.replay()
 
@@ -392,7 +413,7 @@ class Node:
             started = monotonic()
             try:
                 async with asyncio.timeout(_REDIAL_TIMEOUT):
-                    won = await self._race(Contact(connection.peer), Report(str(connection.peer)), started, call=True)
+                    won = await self._race(Contact(connection.peer), Report(str(connection.peer)), started, _Mode.CALL)
             except (ConnectError, TimeoutError, OSError):
                 continue
             if self._given_up(connection):

@@ -70,10 +70,18 @@ class Signalling:
         core: the node's centre.
         own_candidates: gives our addresses, to be told to a peer.
         on_call: called with each peer that dials us.
+        listens_on: says whether a local port is one that we listen on.
     """
 
-    def __init__(self, core: Core, own_candidates: Callable[[], list[Candidate]], on_call: CallHandler) -> None:
+    def __init__(
+        self,
+        core: Core,
+        own_candidates: Callable[[], list[Candidate]],
+        on_call: CallHandler,
+        listens_on: Callable[[int], bool],
+    ) -> None:
         self._core = core
+        self._listens_on = listens_on
         self._own_candidates = own_candidates
         self._on_call = on_call
         self._servers: dict[Connection, asyncio.TimerHandle | None] = {}
@@ -137,7 +145,8 @@ class Signalling:
 
     def _learn_address(self, connection: Connection, message: Address, path_id: int) -> None:
         path = connection.path_source(path_id)
-        if connection in self._servers and path is not None:
+        # What was measured must be what will be used: only paths from a listening port count.
+        if connection in self._servers and path is not None and self._listens_on(connection.path_local_port(path_id)):
             found = Candidate(path.transport, message.host, message.port, "server-reflexive")
             self._observed[connection, path_id] = found
 
