@@ -7,6 +7,7 @@ CrustError
 ├── LocalProtocolError          this program used the API in a way that cannot work
 │   └── MessageTooLarge
 ├── RemoteProtocolError         the peer broke the protocol
+│   └── BadSignatureError       it does not sign what it sends, or signs something else; `.proof`
 ├── ConnectError                a dial that failed; `.report` tells how
 │   ├── NoPathError             nothing answered
 │   ├── NotAuthenticError       something answered, but not this key: wrong key, or not Crust
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from crust.types import Report
 
 __all__ = [
+    "BadSignatureError",
     "ConfigError",
     "ConnectError",
     "ConnectionClosed",
@@ -76,6 +78,22 @@ class MessageTooLarge(LocalProtocolError):
 
 class RemoteProtocolError(CrustError):
     """The peer sent something that the protocol forbids."""
+
+
+class BadSignatureError(RemoteProtocolError):
+    """The peer's signature is missing, forged, over something else than what it sent, or contradicts another.
+
+    Raised inside; an application finds it as the cause of the `PeerLost` that ends the connection, which has the proof
+    as well.
+
+    Attributes:
+        proof: what the peer did sign: one statement over something else than it sent; or two that contradict each
+            other, which `crust.wire.statement.conflict` proves to anyone. Empty if it signed nothing.
+    """
+
+    def __init__(self, message: str, proof: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.proof = proof
 
 
 class ConnectError(CrustError):

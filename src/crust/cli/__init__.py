@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "send": "send files and folders to a peer",
     "receive": "receive files and folders",
     "pipe": "join standard input and output with a peer's",
+    "verify": "prove or refute that a file was signed by its sender",
     "expose": "offer a TCP service to peers",
     "forward": "reach a TCP service that a peer exposes",
     "config": "show, check or print the configuration",

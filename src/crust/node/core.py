@@ -12,7 +12,14 @@ from crust.config import Config
 from crust.crypto.aead import sha256
 from crust.crypto.hashing import SUPPORTED, choose
 from crust.crypto.keys import Identity, PeerId
-from crust.errors import ConnectionClosed, CrustError, LocalProtocolError, PeerLost, RemoteProtocolError
+from crust.errors import (
+    BadSignatureError,
+    ConnectionClosed,
+    CrustError,
+    LocalProtocolError,
+    PeerLost,
+    RemoteProtocolError,
+)
 from crust.net.clock import monotonic, wall_clock
 from crust.net.tcp import ReadBuffer, TcpStream, WriteBuffers
 from crust.node.connection import Connection
@@ -166,6 +173,8 @@ class Core:
     def misbehaved(self, connection: Connection, error: RemoteProtocolError) -> None:
         """Count a violation of the protocol."""
         self.stats.count("protocol_error")
+        if isinstance(error, BadSignatureError):
+            self.stats.count("protocol_error.signature")
 
     def path_up(self, connection: Connection, path_id: int) -> None:
         """Another path has come up: the node may want to know how it looks from outside."""

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from crust.errors import LocalProtocolError, RemoteProtocolError
+from crust.errors import BadSignatureError, LocalProtocolError, RemoteProtocolError
 from crust.proto.session.inbox import Inbox
 from crust.proto.session.multiplexer import StreamMultiplexer
 from crust.proto.session.signing import Verifier
@@ -97,10 +97,10 @@ class Delivery:
         """Cut off a peer that withholds its signatures (PROTOCOL 19).
 
         Raises:
-            RemoteProtocolError: it does.
+            BadSignatureError: it does.
         """
         if self.verifier is not None and (how := self.verifier.overdue(now)) is not None:
-            raise RemoteProtocolError(how)
+            raise BadSignatureError(how)
 
     # --- signatures ----------------------------------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ class Delivery:
 
     def _close(self, frame: frames.Close, message: bytes, mark: Mark, now: float) -> None:
         if self._unverified():
-            raise RemoteProtocolError("closed without signing all that was sent")
+            raise BadSignatureError("closed without signing all that was sent")
         self._closed(now)
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from crust.crypto.hashing import Buffer, Hasher, HashId, hasher, salts
-from crust.errors import LocalProtocolError, RemoteProtocolError
+from crust.errors import BadSignatureError, LocalProtocolError
 from crust.proto.session.merkle import Tree, root_of
 from crust.wire.receipt import INLINE_CONTENT, MAX_LENGTH, SALT_BYTES, Kind, Receipt
 from crust.wire.statement import MAX_TIME, PURPOSE, Direction, Statement, parse_body
@@ -41,7 +41,6 @@ __all__ = [
     "SIGNATURE_DELAY",
     "TARGET_BYTES",
     "TARGET_UNITS",
-    "BadSignatureError",
     "Segment",
     "Signer",
     "SigningPace",
@@ -73,19 +72,6 @@ _sha256: Final = hashlib.sha256
 _HEAD: Final = struct.Struct(f">Q{SALT_BYTES}sQ")
 _HEADS: Final = struct.Struct(f"{_HEAD.size}s").iter_unpack
 _SWAP: Final = sys.byteorder == "little"
-
-
-class BadSignatureError(RemoteProtocolError):
-    """The peer's signature is forged, is over something else than what it sent, or contradicts another.
-
-    Attributes:
-        proof: what the peer did sign: one statement over something else than it sent; or two that contradict each
-            other, which `wire.statement.conflict` proves to anyone. Empty if it signed nothing.
-    """
-
-    def __init__(self, message: str, proof: tuple[Statement, ...] = ()) -> None:
-        super().__init__(message)
-        self.proof = proof
 
 
 class SigningPace:

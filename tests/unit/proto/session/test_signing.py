@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from crust.crypto.hashing import HashId
-from crust.errors import LocalProtocolError, ReceiptError, RemoteProtocolError
+from crust.errors import BadSignatureError, LocalProtocolError, ReceiptError, RemoteProtocolError
 from crust.proto.session.signing import (
     LIMIT_BYTES,
     LIMIT_SECONDS,
@@ -15,7 +15,6 @@ from crust.proto.session.signing import (
     SIGNATURE_DELAY,
     TARGET_BYTES,
     TARGET_UNITS,
-    BadSignatureError,
     Signer,
     SigningPace,
     Verifier,
