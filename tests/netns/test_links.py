@@ -137,6 +137,30 @@ async def test_udp_throughput_without_offload(near: Lab, kind: str) -> None:
     assert best >= min(20e6, raw / 10), (counters, raw)
 
 
+@pytest.mark.parametrize("offload", [True, False])
+async def test_trains_of_datagrams_arrive_as_they_were_sent(offload: bool) -> None:
+    """UDP_SEGMENT works on hosts of the lab, whether or not its packet sockets see the trains whole."""
+    try:
+        lab = await Lab(delay=0.0, offload=offload).__aenter__()
+    except LabUnavailable as error:
+        pytest.skip(str(error))
+    try:
+        host, there = await lab.place("full-cone"), await lab.public("there")
+        with await host.socket() as source, await there.socket() as target:
+            try:
+                source.setsockopt(17, 103, 1000)  # UDP_SEGMENT
+            except OSError:
+                pytest.skip("this kernel has no UDP_SEGMENT")
+            target.bind((there.address, 5000))
+            source.sendto(bytes(3500), (there.address, 5000))
+            async with asyncio.timeout(5):
+                sizes = [len(await asyncio.get_running_loop().sock_recv(target, 65536)) for _ in range(4)]
+        assert sizes == [1000, 1000, 1000, 500]
+        assert await transfer(host, there, 4 << 20) > 0
+    finally:
+        await lab.aclose()
+
+
 async def test_a_rate_limit_holds_for_trains_of_segments(near: Lab) -> None:
     """Kernels send up to 64 KiB at once; the limit counts what goes over the wire."""
     source = await near.public("source", link=Link(rate=4e6))
