@@ -156,7 +156,15 @@ class UtpConnection:
 
     @classmethod
     def established(
-        cls, config: UtpConfig, now: float, *, receive_id: int, send_id: int, seq_nr: int = 1, peer_seq_nr: int = 1
+        cls,
+        config: UtpConfig,
+        now: float,
+        *,
+        receive_id: int,
+        send_id: int,
+        seq_nr: int = 1,
+        peer_seq_nr: int = 1,
+        rtt: float = 0.0,
     ) -> UtpConnection:
         """Begin with what both ends have agreed on: no SYN, and data at once.
 
@@ -167,8 +175,11 @@ class UtpConnection:
             send_id: connection id of packets to the peer.
             seq_nr: number of our first packet.
             peer_seq_nr: number of the peer's first packet.
+            rtt: the round trip of what came before, such as a handshake; 0 for unknown.
         """
         self = cls(config, now, (receive_id, send_id), seq_nr, State.ESTABLISHED)
+        if rtt:
+            self._sender.rtt.add(rtt, now)
         self._begin_receiving(peer_seq_nr)
         self._sender.peer_window = INITIAL_PEER_WINDOW
         self._events.append(Connected())
