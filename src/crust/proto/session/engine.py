@@ -26,7 +26,7 @@ from crust.proto.session.events import (
 from crust.proto.session.inbox import Inbox
 from crust.proto.session.limits import Limits
 from crust.proto.session.multiplexer import StreamMultiplexer
-from crust.proto.session.outbox import PRIORITIES, Group, GroupBuilder, Outbox, Sent
+from crust.proto.session.outbox import GROUP_PAYLOADS, PRIORITIES, Group, GroupBuilder, Outbox, Sent
 from crust.proto.session.streams import StreamState, StreamTable
 from crust.proto.session.terms import SigningTerms
 from crust.proto.timers import TimerTable
@@ -81,12 +81,15 @@ class Timer(enum.IntEnum):
     RESUME = 6  # no path: the peer does not come back
     SIGN = 7  # a batch is due to be signed; the next write does it
     EXPIRY = 8  # a queued message expires
+    CHECK = 9  # the peer has brought another path: does ours still answer?
 
 
 class _Path:
     """A path as the session sees it."""
 
     __slots__ = (
+        "burst",
+        "checking",
         "control",
         "heard_hello",
         "hello_due",
@@ -110,6 +113,8 @@ class _Path:
         self.probed_at: float | None = None
         self.rtt = rtt
         self.suspect = False
+        self.checking = False
+        self.burst = 1  # payload records in a group: a slow path is acknowledged, and so seen to live, more often
 
 
 def _no_name(ours: bytes, theirs: bytes) -> bytes:
@@ -208,6 +213,7 @@ class Session:
             return
         self._timers.clear((Timer.HEARTBEAT, path_id))
         self._timers.clear((Timer.DEADLINE, path_id))
+        self._timers.clear((Timer.CHECK, path_id))
         if self._active is path:
             self._active = None
             self._choose_active(now)
@@ -233,9 +239,9 @@ class Session:
         return all(path.suspect for path in self._paths.values())
 
     def confirmed(self, path_id: int) -> bool:
-        """Whether the peer's HELLO has come over this path."""
+        """Whether the peer's HELLO has come over this path, and the path has answered since another came up."""
         path = self._paths.get(path_id)
-        return path is not None and path.heard_hello
+        return path is not None and path.heard_hello and not path.checking
 
     def path_rtt(self, path_id: int) -> float:
         """The smoothed round-trip time of a path in seconds."""
@@ -276,7 +282,7 @@ class Session:
         self.more = path.hello_due
         if path.hello_due:
             return self._hello_group(path)
-        group = GroupBuilder()
+        group = GroupBuilder(path.burst)
         control = path.control
         if control:
             at = 0
@@ -363,6 +369,7 @@ class Session:
             return
         path = self._paths[path_id]
         path.last_heard = now
+        path.checking = False
         try:
             size = len(control)
             for payload in payloads:
@@ -375,6 +382,7 @@ class Session:
                 numbered = self._receive(path, frame, now) or numbered
             if numbered:
                 self._note_unacknowledged(size, now)
+                self._follow(path, now)
             self.delivery.check_overdue(now)
         except RemoteProtocolError as error:
             lost = PeerLost(None, f"the peer broke the protocol: {error}", getattr(error, "proof", ()))
@@ -403,6 +411,19 @@ class Session:
             self.delivery.take(ordered, now)
         return True
 
+    def _follow(self, path: _Path, now: float) -> None:
+        """The peer prefers another path than ours: if ours is silent, our acknowledgements may be lost on it."""
+        active = self._active
+        if active is not None and active is not path and now - active.last_heard >= max(3 * active.rtt, STALL_LEAST):
+            self._check(active, now)
+
+    def _check(self, path: _Path, now: float) -> None:
+        """Ask for an answer soon: the peer brings another path perhaps because this one is dead."""
+        if (Timer.CHECK, path.id) not in self._timers:
+            path.checking = True
+            path.control.append(frames.serialize_ping(self._ping_token(path, now)))
+            self._timers.set((Timer.CHECK, path.id), now + max(3 * path.rtt, STALL_LEAST))
+
     def _note_unacknowledged(self, size: int, now: float) -> None:
         self._unacked_bytes += size
         if self._unacked_bytes >= ACK_BYTES:
@@ -428,6 +449,8 @@ class Session:
             self.outbox.raise_credit(priority, frame.window)
         self.streams.learn_window(frame.stream_window)
         self._choose_active(now)
+        if self._active is not None and self._active is not path:
+            self._check(self._active, now)
 
     def _on_gone(self, path: _Path, frame: frames.Gone) -> None:
         """The peer has no session of the nonce that our HELLO called its own (PROTOCOL 10)."""
@@ -450,6 +473,8 @@ class Session:
     def _acknowledged(self, next_expected: int, now: float) -> None:
         if not self.outbox.acknowledge(next_expected):
             return
+        if self._active is not None:
+            self._active.burst = min(2 * self._active.burst, GROUP_PAYLOADS)
         self._timers.clear(Timer.STALL)
         self._arm_stall(now)
         close_number = self.outbox.close_number
@@ -658,13 +683,15 @@ class Session:
         if now - path.last_heard < max(3 * path.rtt, STALL_LEAST):
             return  # it speaks, so it lives: the peer is merely slow to acknowledge
         path.suspect = True
+        path.burst = 1
         self._probe(path, now)
         self._events.append(PathStalled(path.id))
         self._choose_active(now)
 
     def _probe(self, path: _Path, now: float) -> None:
-        if (Timer.DEADLINE, path.id) in self._timers:
-            return
+        probed_at = path.probed_at
+        if (Timer.DEADLINE, path.id) in self._timers and probed_at is not None and path.last_heard <= probed_at:
+            return  # the last probe is not answered yet
         path.probed_at = now
         path.control.append(frames.serialize_ping(self._ping_token(path, now)))
         deadline = min(now + self._limits.path_timeout, path.last_heard + self._limits.inactivity_timeout)
@@ -686,6 +713,11 @@ class Session:
                 self._probe(path, now)
                 due = now + self._limits.heartbeat
             self._timers.set((Timer.HEARTBEAT, path_id), due)
+        elif timer is Timer.CHECK:
+            if path.checking:
+                path.suspect = True
+                self._probe(path, now)
+                self._choose_active(now)
         elif path.probed_at is not None and path.last_heard <= path.probed_at:
             self._events.append(PathDead(path_id, "no sign of life"))
 

@@ -17,7 +17,7 @@ from crust.proto.session.terms import SigningTerms
 from crust.wire import frames
 from crust.wire.receipt import Kind
 
-__all__ = ["INITIAL_CREDIT", "MESSAGE_COST", "Group", "GroupBuilder", "Outbox", "Sent"]
+__all__ = ["GROUP_PAYLOADS", "INITIAL_CREDIT", "MESSAGE_COST", "Group", "GroupBuilder", "Outbox", "Sent"]
 
 INITIAL_CREDIT: Final = 256 * 1024
 """Bytes of each priority that may be written before the peer's HELLO told its window."""
@@ -66,11 +66,16 @@ class _Large:
 
 
 class GroupBuilder:
-    """Collects the frames of one group."""
+    """Collects the frames of one group.
 
-    __slots__ = ("payloads", "pieces", "room")
+    Args:
+        most: payload records at most.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("most", "payloads", "pieces", "room")
+
+    def __init__(self, most: int = GROUP_PAYLOADS) -> None:
+        self.most = most
         self.pieces: list[bytes] = []
         self.payloads: list[memoryview] = []
         self.room = _CONTROL_ROOM
@@ -83,7 +88,7 @@ class GroupBuilder:
     def add_sent(self, sent: Sent) -> bool:
         """Add a numbered frame; False when the group is full."""
         size = len(sent.head)
-        if size > self.room or (sent.payload is not None and len(self.payloads) == GROUP_PAYLOADS):
+        if size > self.room or (sent.payload is not None and len(self.payloads) == self.most):
             return False
         self.add(sent.head)
         if sent.payload is not None:
@@ -303,7 +308,7 @@ class Outbox:
     def _can_write(self, group: GroupBuilder) -> bool:
         return (
             group.room > frames.INLINE_LIMIT + 1024
-            and len(group.payloads) < GROUP_PAYLOADS
+            and len(group.payloads) < group.most
             and self.retained_bytes < self._retention_bytes
         )
 

@@ -269,6 +269,6 @@ def test_no_group_has_more_than_four_payload_records() -> None:
         deliver(link, sender, parcel)
 
     pair.deliver = look  # type: ignore[method-assign]
-    pair.a.send(bytes(3 * MIB))
+    pair.a.send(bytes(8 * MIB))
     pair.settle()
     assert max(sizes) == 4
