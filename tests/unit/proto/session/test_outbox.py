@@ -259,7 +259,7 @@ class TestFlush:
 
 def test_no_group_has_more_than_four_payload_records() -> None:
     pair = Pair()
-    pair.add_path()
+    pair.add_path(capacity=300 * KIB, delay=0.001)
     sizes: list[int] = []
     deliver = pair.deliver
 
