@@ -46,6 +46,9 @@ SETTLE_DELAY: Final = 1.0
 CONTROL_WAITING: Final = 64
 """Frames that wait for one path: a peer that asks for much and reads nothing gets no memory."""
 
+CLOSE_PATIENCE: Final = 10
+"""How many times `close_timeout` a peer may go on sending after we have closed."""
+
 CONTROL_RESERVE: Final = 32 * 1024
 """Room in a group that these leave for numbered frames."""
 
@@ -184,7 +187,7 @@ class Session:
         self._next_token = 1
         self._datagrams: deque[bytes] | None = None  # made when needed: an empty deque takes 760 bytes
         self._datagram_bytes = 0
-        self._acked_at_stall = 0
+        self._close_latest = 0.0
         self._timers.set(Timer.RESUME, now + limits.resume_timeout)
 
     # --- paths ---------------------------------------------------------------------------------------------------
@@ -218,8 +221,8 @@ class Session:
             self._active = None
             self._choose_active(now)
         if not self._paths and self.state is not SessionState.ENDED:
-            if self.remote_closed:
-                # The peer said its last frame and has gone: nothing more can come.
+            if self.remote_closed and not self.outbox.owes():
+                # The peer said its last frame and has gone: nothing more can come, nor has to go.
                 self._end(ConnectionClosed("the peer has closed the connection"))
             else:
                 self._timers.set(Timer.RESUME, now + self._limits.resume_timeout)
@@ -408,6 +411,9 @@ class Session:
         for ordered in self.inbox.accept(frame):  # type: ignore[arg-type]
             if self.remote_closed:
                 raise RemoteProtocolError("frames after CLOSE")
+            if self.state is SessionState.CLOSING:
+                # What the peer had queued still comes; it must only not take for ever.
+                self._timers.set(Timer.CLOSE, min(now + self._limits.close_timeout, self._close_latest))
             self.delivery.take(ordered, now)
         return True
 
@@ -478,12 +484,10 @@ class Session:
         self._timers.clear(Timer.STALL)
         self._arm_stall(now)
         close_number = self.outbox.close_number
-        if close_number is not None:
-            if next_expected > close_number:
-                if self.remote_closed:
-                    self._end_after_writing(now)
-            elif Timer.CLOSE in self._timers:
-                self._timers.set(Timer.CLOSE, now + self._limits.close_timeout)
+        if close_number is not None and next_expected > close_number and self.remote_closed:
+            self._end_after_writing(now)
+        elif self.state is SessionState.CLOSING:
+            self._timers.set(Timer.CLOSE, now + self._limits.close_timeout)
 
     def _arm_stall(self, now: float) -> None:
         if self.outbox.retained_bytes and self._active is not None:
@@ -641,6 +645,7 @@ class Session:
             self.state = SessionState.CLOSING
             self.outbox.queue_close(0)
             self._timers.set(Timer.CLOSE, now + self._limits.close_timeout)
+            self._close_latest = now + CLOSE_PATIENCE * self._limits.close_timeout
 
     def abort(self, error: CrustError) -> None:
         """End at once, without telling the peer."""
@@ -722,7 +727,7 @@ class Session:
             self._events.append(PathDead(path_id, "no sign of life"))
 
     def _close_overdue(self) -> None:
-        if self.remote_closed:
+        if self.remote_closed and not self.outbox.owes():
             self._end(ConnectionClosed("the connection is closed"))
         else:
             self._end(PeerLost(None, "the peer did not confirm the end of the connection in time"))

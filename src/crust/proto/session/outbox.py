@@ -222,6 +222,12 @@ class Outbox:
         """Whether anything is queued that was never written."""
         return bool(self._control or self._bits or (self.close_code is not None and self.close_number is None))
 
+    def owes(self) -> bool:
+        """Whether the peer lacks anything but our CLOSE."""
+        end = self.next_number if self.close_number is None else self.close_number
+        unsigned = self.signer is not None and self.signer.unsigned_units
+        return bool(self._control or self._bits or self.acked < end or unsigned)
+
     def unacknowledged(self) -> deque[Sent]:
         """A copy of what was written and not acknowledged, in order."""
         return deque(self._sent)
