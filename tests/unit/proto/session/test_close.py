@@ -231,8 +231,8 @@ class TestStates:
         link.lanes[1].held = True
         control = b"\0" + frames.serialize_close(0, 0)
         pair.a.session.receive_group(link.id, control, [], pair.clock.now)
+        late = b"\0" + frames.serialize_messages(1, 4, [b"x"])
         with pytest.raises(RemoteProtocolError):
-            late = b"\0" + frames.serialize_messages(1, 4, [b"x"])
             pair.a.session.receive_group(link.id, late, [], pair.clock.now)
         assert pair.a.session.state is SessionState.ENDED
 
