@@ -20,6 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SAID = {
     "first_connection.py": r"b'hello' from crust[a-z2-7]{56} over direct tcp \S+ -> \S+",
     "accept_or_refuse.py": r"friend: direct\nstranger: \S+ the peer refused this node",
+    "natlab.py": r"(at home 1\S+ behind .*\nat home somebody says hello|no lab on this machine: .*)",
     "priorities.py": r"URGENT 4 bytes\nBULK 30000000 bytes",
     "receipts.py": r"number 0 in this session\nsigned by crust[a-z2-7]{56}\nrefused: .+",
     "streams.py": r"log: 7 bytes\npicture: 100000 bytes",
