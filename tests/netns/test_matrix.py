@@ -9,7 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from crust.testing.natlab import NATS, Host, Lab, LabError, LabUnavailable, Outcome, expect, run_matrix, table
+from crust.testing.natlab import (
+    NATS,
+    Findings,
+    Host,
+    Kind,
+    Lab,
+    LabError,
+    LabUnavailable,
+    Outcome,
+    expect,
+    matrix,
+    prove,
+    run_matrix,
+    table,
+)
 
 pytestmark = pytest.mark.netns
 
@@ -43,7 +57,8 @@ class Puncher:
 
 async def outcomes(lab: Lab, pairs: list[tuple[str, str]], transport: str, program: Puncher) -> list[Outcome]:
     try:
-        return [each async for each in run_matrix(lab, program, pairs=pairs, transports=[transport])]
+        dials = run_matrix(lab, program, pairs=pairs, transports=[transport], check_kinds=False)
+        return [each async for each in dials]
     except LabUnavailable as error:
         pytest.skip(str(error))
 
@@ -100,6 +115,20 @@ async def test_a_table_of_what_came_of_it(lab: Lab) -> None:
     assert lines[1].split()[0] == "public"
     assert lines[1].count("punched") == 2
     assert table([], "tcp") == ""
+
+
+async def test_kinds_prove_themselves_before_they_are_used(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    proved = []
+
+    async def note(_lab: Lab, kind: Kind) -> Findings:
+        proved.append(kind.name)
+        return await prove(_lab, kind)
+
+    monkeypatch.setattr(matrix, "prove", note)
+    pairs = [("full-cone", "public"), ("public", "full-cone")]
+    found = [each async for each in run_matrix(lab, Puncher(), pairs=pairs, transports=["utp"])]
+    assert [each.direct for each in found] == [True, True]
+    assert proved == ["full-cone", "public"]
 
 
 async def test_a_program_that_does_not_start(lab: Lab) -> None:

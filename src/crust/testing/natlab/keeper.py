@@ -29,7 +29,7 @@ __all__ = ["Keeper", "main"]
 
 # linux/sched.h, linux/prctl.h
 _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _MESSAGE_BYTES = 1 << 20
 _MAX_DESCRIPTORS = 8
 
@@ -279,6 +279,7 @@ def main() -> None:
     """Hold the lab whose control socket is on the descriptor that the command line names."""
     control = socket.socket(fileno=int(sys.argv[1]))
     parent = int(sys.argv[2])
+    _libc.prctl(_PR_SET_NAME, b"natlab-keeper", 0, 0, 0)
     try:
         enter_namespaces()
         # Only now: a change of credentials clears this setting.

@@ -17,6 +17,7 @@ from crust.testing.natlab.declare import NATS, Behaviour, Kind, Ports
 from crust.testing.natlab.errors import LabError
 from crust.testing.natlab.lab import Lab
 from crust.testing.natlab.places import Host
+from crust.testing.natlab.probe import prove
 from crust.testing.natlab.process import Process
 
 __all__ = ["CrustProgram", "Expectation", "Outcome", "Program", "expect", "run_matrix", "table"]
@@ -196,8 +197,10 @@ def _ports(kind: Kind) -> Ports:
 class _Grounds:
     """The places of a matrix, each built once for either side and used again."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, *, check_kinds: bool) -> None:
         self._lab = lab
+        self._check_kinds = check_kinds
+        self._proved: set[str] = set()
         self._places: dict[tuple[str, str], Host] = {}
 
     async def pair(self, first: Kind, second: Kind) -> tuple[Host, Host]:
@@ -217,6 +220,9 @@ class _Grounds:
     async def _host(self, side: str, kind: Kind) -> Host:
         host = self._places.get((side, kind.name))
         if host is None:
+            if self._check_kinds and kind.name not in self._proved:
+                await prove(self._lab, kind)
+                self._proved.add(kind.name)
             host = self._places[side, kind.name] = await self._lab.place(kind, f"{kind.name}-{side}")
         return host
 
@@ -301,6 +307,7 @@ async def run_matrix(
     transports: Sequence[str] = ("utp", "tcp"),
     tries: int = 1,
     timeout: float = 30.0,
+    check_kinds: bool = True,
 ) -> AsyncIterator[Outcome]:
     """Dial in every pair; a try starts with routers that remember nothing and with fresh programs.
 
@@ -311,6 +318,7 @@ async def run_matrix(
         transports: passed on to the program.
         tries: how often each pair dials with each transport.
         timeout: seconds after which a dialler is given up.
+        check_kinds: whether each kind has to prove itself before it is used.
 
     Yields:
         One outcome for each dial, as it comes.
@@ -318,8 +326,9 @@ async def run_matrix(
     Raises:
         LabError: a program does not even start.
         LabUnavailable: a kind needs a program that is missing.
+        NotAsDeclared: a kind is not what it is said to be.
     """
-    grounds = _Grounds(lab)
+    grounds = _Grounds(lab, check_kinds=check_kinds)
     async with AsyncExitStack() as stack:
         middle = await lab.public("rendezvous")
         rendezvous = await _first_line(await _start(stack, middle, program.rendezvous(middle)), "rendezvous")

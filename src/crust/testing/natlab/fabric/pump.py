@@ -32,6 +32,7 @@ _SOL_PACKET, _PACKET_VNET_HDR, _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 2
 _PACKET_STATISTICS = 6
 _ETH_P_ALL = 0x0003
 _SO_RCVBUFFORCE = 33
+_PR_SET_NAME = 15
 _RECEIVE_BUFFER_BYTES = 16 << 20
 _FRAMES_PER_TURN = 64
 _FRAME_BYTES = 65536 + 128
@@ -299,6 +300,7 @@ def _text(endpoint: tuple[bytes, int]) -> str:
 def main() -> None:
     """Serve the lab on the descriptor that the command line names."""
     control = socket.socket(fileno=int(sys.argv[1]))
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, b"natlab-fabric", 0, 0, 0)
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -15)
     # The engine makes no reference cycles, and a collection would delay packets by milliseconds.
