@@ -15,7 +15,16 @@ from crust import errors
 from crust.cli import COMMANDS
 from crust.cli.output import CommandError, Output, OutputClosed, drop_stdout
 
-__all__ = ["EXIT_FAILED", "EXIT_LOST", "EXIT_NO_PATH", "EXIT_REFUSED", "EXIT_USAGE", "exit_code", "run_command_line"]
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_LOST",
+    "EXIT_NO_PATH",
+    "EXIT_REFUSED",
+    "EXIT_USAGE",
+    "exit_code",
+    "run_command_line",
+    "sentence",
+]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -37,6 +46,18 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.ConnectionClosed, EXIT_LOST),
     (errors.StreamResetError, EXIT_LOST),
 )
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong, for people."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, errors.SelfDialError):
+        return f"{text}: give one of the two sides another identity with --identity FILE"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or text
+    if not isinstance(error, (CommandError, errors.CrustError)):
+        return f"this should not have happened: {type(error).__name__}: {text} (--debug shows where)"
+    return text
 
 
 def exit_code(error: BaseException) -> int:
@@ -194,11 +215,7 @@ def _explain(error: BaseException, args: argparse.Namespace, out: Output) -> int
     if args.debug:
         traceback.print_exception(error)
     code = exit_code(error)
-    text = str(error) or type(error).__name__
-    if isinstance(error, OSError) and not isinstance(error, CommandError):
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or text
-    elif not isinstance(error, (CommandError, errors.CrustError)):
-        text = f"this should not have happened: {type(error).__name__}: {text} (--debug shows where)"
+    text = sentence(error)
     out.say(f"crust: {text}")
     if args.json:
         record = error.record if isinstance(error, CommandError) and error.record is not None else {"error": text}
