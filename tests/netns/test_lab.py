@@ -16,7 +16,18 @@ from pathlib import Path
 
 import pytest
 
-from crust.testing.natlab import NATS, Firewall, Host, Lab, LabError, LabUnavailable, Link, Nat, Router
+from crust.testing.natlab import (
+    NATS,
+    Firewall,
+    Host,
+    Lab,
+    LabError,
+    LabUnavailable,
+    Link,
+    Nat,
+    Router,
+    workshop,
+)
 
 from .sockets import OpenDatagrams
 
@@ -428,6 +439,20 @@ async def test_a_missing_program_is_named(near: Lab, monkeypatch: pytest.MonkeyP
     with pytest.raises(LabUnavailable, match="nft is missing"):
         await near.place("symmetric-random")
     assert await near.place("full-cone")
+
+
+async def test_a_kernel_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workshop, "_kernel_has_ipv6", lambda: False)
+    try:
+        lab = await Lab(delay=0.0).__aenter__()
+    except LabUnavailable as error:
+        pytest.skip(str(error))
+    try:
+        assert [":" in each for each in (await lab.public("host")).addresses] == [False]
+        with pytest.raises(LabUnavailable, match="no IPv6"):
+            await lab.place("ipv6-firewall")
+    finally:
+        await lab.aclose()
 
 
 async def test_the_firewall_of_a_kernel_router(near: Lab, datagrams: OpenDatagrams) -> None:

@@ -32,6 +32,7 @@ _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x4000000
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _MESSAGE_BYTES = 1 << 20
 _MAX_DESCRIPTORS = 8
+_IPV6_SETTINGS = Path("/proc/sys/net/ipv6")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -85,7 +86,10 @@ class Keeper:
         self._control = control
         self._namespaces: dict[int, int] = {0: os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)}
         self._processes: dict[int, int] = {}
-        netlink.set_sysctl("ipv6/conf/default/disable_ipv6", 1)
+        try:
+            _set_sysctls({"ipv6/conf/default/disable_ipv6": 1, "ipv4/ip_forward": 0})
+        except OSError as error:
+            raise Unavailable(f"/proc/sys/net cannot be written here ({error.strerror}): is it read-only?") from error
 
     def run(self) -> None:
         """Serve until the control socket is closed."""
@@ -158,20 +162,14 @@ class Keeper:
         _call("unshare", _CLONE_NEWNET)
         try:
             self._namespaces[number] = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            for key, value in sysctls.items():
-                netlink.set_sysctl(key, value)
+            _set_sysctls(sysctls)
             netlink.set_link("lo", up=True)
         finally:
             _call("setns", self._namespaces[0], _CLONE_NEWNET)
 
     def do_sysctl(self, namespace: int, sysctls: dict[str, str | int]) -> None:
         """Change settings of a namespace."""
-
-        def change() -> None:
-            for key, value in sysctls.items():
-                netlink.set_sysctl(key, value)
-
-        self._inside(namespace, change)
+        self._inside(namespace, lambda: _set_sysctls(sysctls))
 
     def do_drop(self, namespace: int) -> None:
         """Kill the processes of a namespace and let go of it."""
@@ -269,6 +267,13 @@ class Keeper:
             os.write(failure, str(error.errno or errno.EIO).encode())
         finally:
             os._exit(127)
+
+
+def _set_sysctls(settings: dict[str, str | int]) -> None:
+    for key, value in settings.items():
+        # Where there is no IPv6, it need not be switched off.
+        if not key.startswith("ipv6/") or _IPV6_SETTINGS.exists():
+            netlink.set_sysctl(key, value)
 
 
 def _duplicate_above(descriptor: int, lowest: int) -> int:

@@ -81,10 +81,11 @@ class Lab:
         Args:
             name: for people.
             addresses: how many IPv4 addresses it has.
-            ipv6: whether it has an IPv6 address, too.
+            ipv6: whether it has an IPv6 address, too, where the kernel has IPv6.
             delay: of its access link, unless `link` is given; 0 puts it at the core, as a rendezvous.
             link: its access link.
         """
+        ipv6 = ipv6 and self._workshop.has_ipv6
         host = Host(self._workshop, name, await self._workshop.host_namespace(ipv6=ipv6), ipv6=ipv6)
         await self._workshop.plug(host, None, link or Link(delay=delay), ipv4=addresses, ipv6=ipv6)
         return host

@@ -73,6 +73,10 @@ def _kernel_shows_udp_trains() -> bool:
     return False
 
 
+def _kernel_has_ipv6() -> bool:
+    return Path("/proc/sys/net/ipv6").exists()
+
+
 def _bare(address: str) -> str:
     return address.partition("/")[0]
 
@@ -84,11 +88,17 @@ async def _discard(reader: asyncio.StreamReader) -> None:
 
 
 class Workshop:
-    """The processes behind one lab."""
+    """The processes behind one lab.
+
+    Attributes:
+        core: the fabric's number for the internet.
+        has_ipv6: whether this kernel knows IPv6.
+    """
 
     def __init__(self, *, seed: int, hops: int, offload: bool | None) -> None:
         """Prepare; `start` makes the processes."""
         self.core = 0
+        self.has_ipv6 = _kernel_has_ipv6()
         self._seed = seed
         self._hops = hops
         self._segments = None if (_kernel_shows_udp_trains() if offload is None else offload) else 1
@@ -313,6 +323,8 @@ class Workshop:
 
     async def build(self, site: Site, link: Link, *, isolated: bool) -> None:
         """Make the router and the LAN of a site."""
+        if site.router.ipv6 and not self.has_ipv6:
+            raise LabUnavailable("this kernel has no IPv6")
         site.network = await self.fabric.call("network", prefix=site.lan, isolated=isolated)
         if site.router.kernel:
             await self._build_kernel_router(site, link)
