@@ -61,7 +61,9 @@ def enter_namespaces() -> None:
         _call("unshare", _CLONE_NEWNET | _CLONE_NEWPID)
     except OSError as error:
         if error.errno != errno.EPERM:
-            raise Unavailable(f"this kernel makes no network namespaces: {error.strerror}") from error
+            full = error.errno == errno.ENOSPC
+            why = "user.max_net_namespaces or user.max_pid_namespaces is reached" if full else error.strerror
+            raise Unavailable(f"this kernel makes no network namespaces: {why}") from error
     else:
         return
     user, group = os.geteuid(), os.getegid()
