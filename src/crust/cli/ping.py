@@ -12,7 +12,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
-from crust.cli.app import EXIT_USAGE, exit_code
+from crust.cli.app import EXIT_USAGE, exit_code, sentence
 from crust.cli.options import add_node_options, make_node, positive_number, timeout
 from crust.cli.output import CommandError, Output, table
 from crust.errors import ConnectionClosed, CrustError, NoPathError, ParseError
@@ -62,6 +62,8 @@ async def run(args: argparse.Namespace, out: Output) -> int:
     async with make_node(args) as node:
         target = await _swap(node, out) if args.swap else args.target
         peer = _peer_of(target)
+        # The time to connect counts from here: the node is up and its bootstrap connections stand.
+        await node.bootstrapped()
         try:
             connection, connect_ms, first = await _connect(node, target, args)
         except CrustError as error:
@@ -99,7 +101,7 @@ def _failed(peer: str, error: CrustError, report: Report, args: argparse.Namespa
     if args.explain:
         out.say(explain(report))
     record: dict[str, Any] = {"peer": peer, "error": str(error), "report": report}
-    return CommandError(str(error), code=exit_code(error), record=record)
+    return CommandError(sentence(error), code=exit_code(error), record=record)
 
 
 async def _swap(node: Node, out: Output) -> str:

@@ -84,13 +84,17 @@ class CandidateFeed:
     """Candidates of one dial, as they become known.
 
     Attributes:
+        closed: no more candidates will come.
+        in_hand: some were taken, and are being looked up.
         punch: set where both sides dial at the same time.
         failure: why there are none, if that is more precise than what the attempts say.
     """
 
     def __init__(self, candidates: Sequence[Candidate] = ()) -> None:
         self._waiting: list[Candidate | Adopted] = list(candidates)
-        self._closed = False
+        self.closed = False
+        self._told = False
+        self.in_hand = False
         self._news = asyncio.Event()
         self.punch: Punch | None = None
         self.failure: ConnectError | None = None
@@ -101,18 +105,25 @@ class CandidateFeed:
         self._news.set()
 
     def close(self) -> None:
-        """No more will come."""
-        self._closed = True
+        """No more candidates will come; a connection to adopt still may, while attempts are under way."""
+        self.closed = True
         self._news.set()
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether no candidates will come, and those that have come were looked up."""
+        return self.closed and not self._waiting and not self.in_hand
+
     async def take(self) -> list[Candidate | Adopted] | None:
-        """All that are new, waiting for the first; None when no more will come."""
+        """All that are new, waiting for the first; None, once, when no more candidates will come."""
         while not self._waiting:
-            if self._closed:
+            if self.closed and not self._told:
+                self._told = True
                 return None
             self._news.clear()
             await self._news.wait()
         found, self._waiting = self._waiting, []
+        self.in_hand = True
         return found
 
 
@@ -200,25 +211,25 @@ class Dialler:
         failures: list[ConnectError] = []
         queue: deque[Candidate | Adopted] = deque()
         tried: set[tuple[str, str, int] | Adopted] = set()
-        more: asyncio.Task[_Found] | None = loop.create_task(self._next(feed, report, started))
+        more: asyncio.Task[_Found] = loop.create_task(self._next(feed, report, started))
         try:
-            while queue or tasks or more is not None:
+            while queue or tasks or not feed.exhausted:
                 if queue:
                     attempt, task = self._begin(peer, queue.popleft(), report, started, feed.punch)
                     tasks[task] = attempt
-                waiting: set[asyncio.Task[Any]] = {*tasks} if more is None else {*tasks, more}
+                waiting: set[asyncio.Task[Any]] = {*tasks, more}
                 pause = self._core.config.dial_stagger if queue else None
                 done, _ = await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-                if more is not None and more in done:
+                if more in done:
                     done.discard(more)
-                    found = more.result()
-                    for item in found or ():
+                    for item in more.result() or ():
                         key = item if isinstance(item, Adopted) else (item.transport, item.host, item.port)
                         if key not in tried:
                             tried.add(key)
                             queue.append(item)
                             self._expect(feed, item)
-                    more = None if found is None else loop.create_task(self._next(feed, report, started))
+                    feed.in_hand = False
+                    more = loop.create_task(self._next(feed, report, started))
                 winner = self._judge(done, tasks, failures, started)
                 if winner is not None:
                     for attempt in tasks.values():
@@ -226,8 +237,7 @@ class Dialler:
                     return winner
         finally:
             self._expected = {key: value for key, value in self._expected.items() if value is not feed}
-            if more is not None:
-                more.cancel()
+            more.cancel()
             for task, attempt in tasks.items():
                 self._cancel(task, attempt, started)
         raise feed.failure or _most_precise(failures)

@@ -81,6 +81,7 @@ class Neighbourhood:
         """Add a peer's candidates to a dial as they come through rendezvous nodes, then end the feed."""
         peer = contact.id
         try:
+            await self.tried(_REACH_SECONDS)
             await self._reach(contact.rendezvous)
             await self.signalling.call(peer, feed.add)
         except NoPathError as error:
@@ -106,6 +107,7 @@ class Neighbourhood:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.bootstrap.tried()
+                await self.signalling.settled()
 
     def close(self) -> None:
         """Stop."""

@@ -39,6 +39,7 @@ _REDIAL_PAUSES: Final = (0.0, 1.0, 1.0, 2.0, 3.0, 5.0)
 
 _REDIAL_TIMEOUT: Final = 15.0
 _KNOWN_PEERS: Final = 4096
+_CONTACT_SECONDS: Final = 3.0
 _ANSWERING_SECONDS: Final = 15.0
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
@@ -185,9 +186,14 @@ class Node:
         return [] if self._acceptor is None else self._acceptor.describe()
 
     async def contact(self) -> Contact:
-        """What to give away so that others can dial this node; `str()` is the line of text."""
+        """What to give away so that others can dial this node; `str()` is the line of text.
+
+        Where bootstrap nodes are configured it waits for them, three seconds at most: they tell the outside addresses,
+        and the contact names them as rendezvous. Cancellation loses nothing.
+        """
         self._started()
         assert self._neighbourhood is not None
+        await self._neighbourhood.tried(_CONTACT_SECONDS)
         return self._neighbourhood.contact()
 
     @property
@@ -341,7 +347,7 @@ class Node:
         assert self._acceptor is not None
         if mode is not _Mode.CALL:
             feed.punch = Punch(self._acceptor, caller=mode is _Mode.DIRECT)
-        if mode is _Mode.CALL and (contact.rendezvous or self._neighbourhood.signalling.servers):
+        if mode is _Mode.CALL and (contact.rendezvous or self._config.bootstrap):
             feed.punch = Punch(self._acceptor, caller=True)
             calling = self._core.loop.create_task(self._neighbourhood.call(contact, feed))
         elif not self._known.get(contact.id):

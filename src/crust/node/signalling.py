@@ -32,7 +32,8 @@ from crust.wire.service import (
 __all__ = ["Call", "Signalling"]
 
 _PRESENCE_SECONDS: Final = 300
-_ANSWER_SECONDS: Final = 5.0
+_ANSWER_SECONDS: Final = 4.0
+_SETTLE_SECONDS: Final = 1.0
 _CANDIDATES_MOST: Final = 32
 
 CallHandler = Callable[[Contact, Sequence[Candidate]], bool]
@@ -87,6 +88,7 @@ class Signalling:
         self._servers: dict[Connection, asyncio.TimerHandle | None] = {}
         self._observed: dict[tuple[Connection, int], Candidate] = {}
         self._calls: dict[bytes, Call] = {}
+        self._unsettled: dict[Connection, asyncio.Future[None]] = {}
         self._memory = DialMemory()
 
     # --- being found ---------------------------------------------------------------------------------------------
@@ -95,10 +97,22 @@ class Signalling:
         """A connection to a bootstrap node has come up: let it serve us."""
         if connection not in self._servers:
             self._servers[connection] = None
+            self._unsettled[connection] = self._core.loop.create_future()
             if self._core.config.listen != []:
                 connection.send_service(AskChallenge())
             for path_id in connection.session.path_ids:
                 self.path_up(connection, path_id)
+
+    async def settled(self) -> None:
+        """Wait until our servers have told us our outside addresses, and know us. Each has a second for it."""
+        waiting = list(self._unsettled.values())
+        if waiting:
+            await asyncio.wait(waiting, timeout=_SETTLE_SECONDS)
+
+    def _settle(self, connection: Connection) -> None:
+        waiting = self._unsettled.pop(connection, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
 
     def path_up(self, connection: Connection, path_id: int) -> None:
         """A path of a server is up: ask for our address on it."""
@@ -107,6 +121,7 @@ class Signalling:
 
     def forget(self, connection: Connection) -> None:
         """A server's connection has ended."""
+        self._settle(connection)
         timer = self._servers.pop(connection, None)
         if timer is not None:
             timer.cancel()
@@ -149,6 +164,8 @@ class Signalling:
         if connection in self._servers and path is not None and self._listens_on(connection.path_local_port(path_id)):
             found = Candidate(path.transport, message.host, message.port, "server-reflexive")
             self._observed[connection, path_id] = found
+        # Asked after the challenge, so our presence is on its way before this answer.
+        self._settle(connection)
 
     def _answer_challenge(self, connection: Connection, message: Challenge) -> None:
         if connection not in self._servers:
