@@ -55,6 +55,10 @@ async def run(args: argparse.Namespace, out: Output) -> int:
         else:
             connection, stream = await _dial(node, args)
         out.say(f"Connected to {connection.peer} over {connection.path}")
+        if connection.signed:
+            out.say(f"Every byte is signed: the peer's by its key, ours by {node.id}")
+        else:
+            out.say("Nothing is signed: both sides have switched signing off")
         try:
             await _join(stream)
         finally:

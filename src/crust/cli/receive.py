@@ -2,6 +2,9 @@
 
 Nothing is replaced without --overwrite, and nothing is visible before it is whole. After an interruption start the same
 command again: it goes on where it was, after a comparison by hash.
+
+With --receipts each file gets a receipt, PATH.receipt, also one that was there already: with it `crust verify` proves
+to anybody that the sender signed the file.
 """
 
 from __future__ import annotations
@@ -20,15 +23,19 @@ from crust.cli.send import end_record
 from crust.errors import ConnectionClosed, CrustError, PeerLost
 from crust.node.transfer import (
     STREAM_NAME,
+    ClaimHandler,
+    ReceiptFolder,
     TransferConflictError,
     TransferInterruptedError,
     TransferProgress,
     TransferResult,
+    await_signatures,
     receive_files,
     refuse_files,
 )
 
 if TYPE_CHECKING:
+    from crust.crypto.keys import PeerId
     from crust.node.connection import Connection
     from crust.node.stream import Stream
 
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
 _WINDOW_BYTES = 16 << 20
 _MOST_AT_ONCE = 4
 _FAREWELL_SECONDS = 3.0
+_FAILURES_SHOWN = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,15 +51,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--into", metavar="DIR", default=".", help="where to put it (default: here; created if absent)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist with other content")
     parser.add_argument("--keep", action="store_true", help="stay for further transfers")
+    parser.add_argument("--receipts", metavar="DIR", help="keep a receipt for each file here (created if absent)")
     add_from_option(parser)
     add_node_options(parser)
 
 
 async def run(args: argparse.Namespace, out: Output) -> int:
     """Print the contact, then receive."""
-    directory = _directory(args.into)
+    directory = _directory("--into", args.into)
     accepted = accepted_peers(args)
-    async with make_node(args, stream_window_bytes=_WINDOW_BYTES) as node:
+    node = make_node(args, stream_window_bytes=_WINDOW_BYTES)
+    if args.receipts is not None:
+        if node.config.signing == "off":
+            raise CommandError("--receipts: signing is off in the configuration, so there are none", code=EXIT_USAGE)
+        args.receipts = _directory("--receipts", args.receipts)
+    async with node:
         contact = str(await node.contact())
         out.data(contact, {"contact": contact, "id": node.id})
         out.say(f"Receiving into {directory}. On the other machine: crust send {contact} FILE…")
@@ -70,14 +84,14 @@ async def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _directory(path: str) -> str:
-    """The destination, created if absent; refused now if nothing could be written there."""
+def _directory(option: str, path: str) -> str:
+    """A folder to write into, created if absent; refused now if nothing could be written there."""
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise CommandError(f"--into {path}: {error.strerror or error}", code=EXIT_USAGE) from None
+        raise CommandError(f"{option} {path}: {error.strerror or error}", code=EXIT_USAGE) from None
     if not os.access(path, os.W_OK | os.X_OK):
-        raise CommandError(f"--into {path}: this folder cannot be written", code=EXIT_USAGE)
+        raise CommandError(f"{option} {path}: this folder cannot be written", code=EXIT_USAGE)
     return os.path.abspath(path)
 
 
@@ -91,6 +105,7 @@ class _Reception:
         self._again_seconds = timeout(args)
         self._out = out
         self._directory = directory
+        self._receipts: str | None = args.receipts
         self._bars = Bars(out, "Receiving")
         self._running = 0
         self._changed = asyncio.Event()
@@ -138,6 +153,7 @@ class _Reception:
         out = self._out
         progress = TransferProgress()
         path = connection.path
+        receipts = None if self._receipts is None else ReceiptFolder(self._receipts, self._directory)
         out.say(f"Transfer from {connection.peer} over {path}")
         try:
             async with self._bars.show(progress):
@@ -146,7 +162,7 @@ class _Reception:
                     stream,
                     self._directory,
                     overwrite=self._overwrite,
-                    on_claim=_note_claim,
+                    on_claims=_claim_handler(connection, receipts),
                     progress=progress,
                 )
         except (PeerLost, ConnectionClosed, TransferInterruptedError) as error:
@@ -156,18 +172,30 @@ class _Reception:
         except CrustError as error:
             self._fail(connection, error)
         else:
-            await self._succeed(connection, result, connection.path or path)
+            await self._succeed(connection, result, connection.path or path, receipts)
 
-    async def _succeed(self, connection: Connection, result: TransferResult, path: Any) -> None:
+    async def _succeed(
+        self, connection: Connection, result: TransferResult, path: Any, receipts: ReceiptFolder | None
+    ) -> None:
         try:
             async with asyncio.timeout(_FAREWELL_SECONDS):
                 await connection.flush()
         except (CrustError, TimeoutError):
             pass  # the sender has gone; what it sent is here
         self._out.say(summary("Received", result))
-        self._out.record(end_record(result, connection.peer, path))
+        signer = connection.peer if result.claims else None
+        if signer is not None:
+            self._out.say(_signed(signer, receipts))
+        self._out.record(end_record(result, connection.peer, path, signer, receipts.kept if receipts else 0))
         self._error = None
         self._ended = not self._keep
+        if receipts is not None and receipts.failures:
+            self._tell_failures(connection, receipts.failures)
+
+    def _tell_failures(self, connection: Connection, failures: list[str]) -> None:
+        for text in failures[:_FAILURES_SHOWN]:
+            self._out.say(text)
+        self._fail(connection, CommandError(f"{len(failures):,} receipts could not be kept: {failures[0]}"))
 
     def _lost(self, connection: Connection, error: CrustError) -> None:
         """The sender may come back, with the same contact, for the rest."""
@@ -190,5 +218,13 @@ class _Reception:
             self._ended = True
 
 
-def _note_claim(_path: str, _message: Any) -> None:
-    """The claim was compared with what arrived; its receipt will be what is kept of it."""
+def _claim_handler(connection: Connection, receipts: ReceiptFolder | None) -> ClaimHandler | None:
+    """What is done with the sender's claims: without signatures they are of no use."""
+    if not connection.signed:
+        return None
+    return await_signatures if receipts is None else receipts.keep
+
+
+def _signed(signer: PeerId, receipts: ReceiptFolder | None) -> str:
+    text = f"Each file is signed by {signer}"
+    return text if receipts is None else f"{text}; receipts kept: {receipts.kept:,} (see crust verify)"

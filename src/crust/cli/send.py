@@ -6,7 +6,7 @@ After an interruption start the same command again: it goes on where it was, aft
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crust.cli.options import add_node_options, make_node, timeout
 from crust.cli.output import CommandError, Output, format_bytes
@@ -14,6 +14,9 @@ from crust.cli.progress import Bars, summary
 from crust.errors import CrustError
 from crust.node.transfer import Source, TransferProgress, TransferResult, run_in_thread, scan, send_files
 from crust.types import Path
+
+if TYPE_CHECKING:
+    from crust.crypto.keys import PeerId
 
 _NOTES_SHOWN = 10
 
@@ -47,7 +50,10 @@ async def run(args: argparse.Namespace, out: Output) -> int:
         path = connection.path
         await connection.close()
     out.say(summary("Sent", result))
-    out.record(end_record(result, connection.peer, path))
+    signer = node.id if connection.signed and result.claims else None
+    if signer is not None:
+        out.say(f"Each file is signed by this machine's key, {signer}: the receiver can prove who sent it")
+    out.record(end_record(result, connection.peer, path, signer, result.claims if signer else 0))
     if not result.hashes_equal:
         raise CommandError("the receiver computed other hashes than this side", code=4)
     return 0
@@ -60,8 +66,18 @@ def _tell_notes(source: Source, out: Output) -> None:
         out.say(f"... and {len(source.notes) - _NOTES_SHOWN:,} more")
 
 
-def end_record(result: TransferResult, peer: Any, path: Path | None) -> dict[str, Any]:
-    """The JSON object that ends `send` and `receive`."""
+def end_record(
+    result: TransferResult, peer: PeerId, path: Path | None, signer: PeerId | None, receipts: int
+) -> dict[str, Any]:
+    """The JSON object that ends `send` and `receive`.
+
+    Args:
+        result: of the transfer.
+        peer: at the other end.
+        path: over which it went.
+        signer: who signed each file, the sender; None when signing is off.
+        receipts: at the receiver, kept in files; at the sender, files for which the receiver can have one.
+    """
     return {
         "files": result.files,
         "bytes": result.bytes,
@@ -70,6 +86,8 @@ def end_record(result: TransferResult, peer: Any, path: Path | None) -> dict[str
         "hashes_equal": result.hashes_equal,
         "peer": peer,
         "path": path,
+        "signer": signer,
+        "receipts": receipts,
         "hash": result.hash_name,
         "transferred_bytes": result.transferred_bytes,
         "kept_files": result.kept_files,

@@ -45,13 +45,14 @@ def run(args: argparse.Namespace, out: Output) -> int:
         receipt = _receipt(args.receipt)
         with _opened(args.file) as file:
             receipt.verify_file(file)
+            size = file.tell() if file.seekable() else None
     except ReceiptError as error:
         raise CommandError(f"refuted: {error}", code=EXIT_REFUSED, record=_record(None, str(error))) from error
     except OSError as error:
         # Standard input and some errors of reading have no name with them.
         raise CommandError(f"{error.filename or args.file}: {error.strerror or error}", code=EXIT_USAGE) from error
     record = _record(receipt, None)
-    out.data(_text(receipt, record), record)
+    out.data(_text(receipt, record, size), record)
     return 0
 
 
@@ -92,9 +93,11 @@ def _iso(seconds: float) -> str:
     return time.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
-def _text(receipt: Receipt, record: dict[str, Any]) -> str:
+def _text(receipt: Receipt, record: dict[str, Any], size: int | None) -> str:
     claims = receipt.claims
     kind = claims.kind.name.lower().replace("_", " ")
+    if size not in (None, claims.length):
+        kind = f"{kind} that stands for the whole file by its hash, itself"
     return "\n".join(
         (
             "Proved: the signer signed exactly this content.",

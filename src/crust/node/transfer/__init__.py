@@ -10,6 +10,7 @@ async for stream in connection.streams():                           # the receiv
 
 from __future__ import annotations
 
+from crust.node.transfer.claims import ClaimHandler, ReceiptFolder, await_signatures
 from crust.node.transfer.digest import CLAIM_PREFIX, claim
 from crust.node.transfer.endpoint import STREAM_NAME
 from crust.node.transfer.error import (
@@ -28,6 +29,8 @@ from crust.node.transfer.worker import run_in_thread
 __all__ = [
     "CLAIM_PREFIX",
     "STREAM_NAME",
+    "ClaimHandler",
+    "ReceiptFolder",
     "Source",
     "SourceError",
     "TransferConflictError",
@@ -36,6 +39,7 @@ __all__ = [
     "TransferProgress",
     "TransferRefusedError",
     "TransferResult",
+    "await_signatures",
     "claim",
     "receive_files",
     "refuse_files",

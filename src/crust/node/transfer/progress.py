@@ -47,6 +47,7 @@ class TransferResult:
         seconds: from the offer to the receiver's last word.
         hashes_equal: the hashes that both sides computed over every file are the same.
         hash_name: of the hash function.
+        claims: files for which the sender stood with a message of its own, which has a receipt if signing is on.
     """
 
     files: int
@@ -57,6 +58,7 @@ class TransferResult:
     seconds: float
     hashes_equal: bool
     hash_name: str
+    claims: int = 0
 
     @property
     def mb_s(self) -> float:

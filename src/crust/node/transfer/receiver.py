@@ -7,12 +7,12 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from crust.errors import CrustError, RemoteProtocolError, StreamResetError
+from crust.node.transfer.claims import ClaimHandler, ClaimReader
 from crust.node.transfer.destination import Destination, TransferStopped
-from crust.node.transfer.digest import CLAIM_PREFIX, DIGEST_BYTES, HashId, choose_hash, claim
+from crust.node.transfer.digest import DIGEST_BYTES, HashId, choose_hash
 from crust.node.transfer.endpoint import end_tasks, read_frame, say_failure, wire_error
 from crust.node.transfer.error import TransferError, TransferInterruptedError, TransferRefusedError
 from crust.node.transfer.frame import Frame, Offer, Plan, Result, pack
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
     from crust.node.connection import Connection
     from crust.node.stream import Stream
 
-__all__ = ["ClaimHandler", "receive_files", "refuse_files"]
-
-ClaimHandler = Callable[[str, Any], None]
-"""Called with a file's path in the transfer and the message that claims its hash."""
+__all__ = ["receive_files", "refuse_files"]
 
 # The more the disk lags behind, the larger the pieces it gets: what counts is the number of hand-overs (see below).
 _READ_BYTES: Final = 1 << 20
@@ -42,7 +39,7 @@ async def receive_files(
     directory: str | os.PathLike[str],
     *,
     overwrite: bool = False,
-    on_claim: ClaimHandler | None = None,
+    on_claims: ClaimHandler | None = None,
     progress: TransferProgress | None = None,
 ) -> TransferResult:
     """Take the files that a peer sends with `send_files`.
@@ -55,8 +52,10 @@ async def receive_files(
         stream: from its `streams()`, of the name `STREAM_NAME`.
         directory: an existing folder.
         overwrite: replace files that differ.
-        on_claim: if given, the sender is asked for a claim for each file (see `digest.claim`); messages of this
-            connection are then read here until all have come, and others than claims are dropped.
+        on_claims: if given, the sender is asked for a claim for each file (see `digest.claim`), also for those that
+            were there already, and this is awaited with some of them at a time; the sender is told that all is well
+            when it has returned for all. Messages of this connection are then read here until all claims have come,
+            and others than claims are dropped.
         progress: updated while the transfer runs.
 
     Returns:
@@ -69,7 +68,7 @@ async def receive_files(
         PeerLost, ConnectionClosed: the connection ended before the transfer did.
         Cancellation: the sender is told; what has arrived is kept.
     """
-    intake = _Receiver(connection, stream, os.fspath(directory), overwrite, on_claim, progress or TransferProgress())
+    intake = _Receiver(connection, stream, os.fspath(directory), overwrite, on_claims, progress or TransferProgress())
     try:
         return await intake.run()
     except StreamResetError as error:
@@ -103,14 +102,14 @@ class _Receiver:
         stream: Stream,
         directory: str,
         overwrite: bool,
-        on_claim: ClaimHandler | None,
+        on_claims: ClaimHandler | None,
         progress: TransferProgress,
     ) -> None:
         self._connection = connection
         self._stream = stream
         self._directory = directory
         self._overwrite = overwrite
-        self._on_claim = on_claim
+        self._on_claims = on_claims
         self._progress = progress
         self._stop = threading.Event()
         self._disk = DiskThread()
@@ -144,6 +143,7 @@ class _Receiver:
             seconds=time.monotonic() - started,
             hashes_equal=True,  # any that differs ends the transfer
             hash_name=hash_id.name.lower(),
+            claims=0 if self._on_claims is None else self._progress.files,
         )
 
     def end(self) -> None:
@@ -169,7 +169,7 @@ class _Receiver:
             progress=self._progress,
             stop=self._stop,
         )
-        return destination, Plan(hash_id, self._on_claim is not None, tuple(destination.plan()))
+        return destination, Plan(hash_id, self._on_claims is not None, tuple(destination.plan()))
 
     async def _agree(self, destination: Destination, plan: Plan) -> None:
         """Compare what is there with the sender's hashes, and make the folders."""
@@ -194,47 +194,41 @@ class _Receiver:
         """Hand what comes to the disk; returns the hash over the hashes of all files."""
         intake = Intake(destination)
         pump = asyncio.ensure_future(self._pump(intake))
-        claims = asyncio.ensure_future(self._read_claims(self._progress.files)) if plan.claims else None
+        working: list[asyncio.Future[None]] = [pump]
+        claims = None
+        if self._on_claims is not None:
+            claims = ClaimReader(self._connection, destination, plan.hash_id, self._on_claims)
+            working.append(asyncio.ensure_future(claims.read(self._progress.files)))
         try:
-            await asyncio.wait((pump, self._disk.failed), return_when=asyncio.FIRST_COMPLETED)
-            if self._disk.failed.done():
-                self._disk.failed.result()
-            await pump
+            await self._watch(working)
             self._progress.phase = "finishing"
             total = await self._disk.call(intake.done)
             if claims is not None:
                 async with asyncio.timeout(_CLAIM_SECONDS):
-                    self._check_claims(destination, plan, await claims)
+                    await working[-1]
+                    await claims.settle()
         except TimeoutError:
-            raise RemoteProtocolError("claims are missing") from None
+            raise RemoteProtocolError("claims or their signatures are missing") from None
         finally:
-            for task in (pump, claims):
-                if task is not None:
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, CrustError):
-                        await task
+            for task in working:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, CrustError):
+                    await task
         return total
+
+    async def _watch(self, working: list[asyncio.Future[None]]) -> None:
+        """Wait for the end of the first, or for an error of any of them or of the disk."""
+        failed = self._disk.failed
+        while not working[0].done():
+            waiting = [failed, *(task for task in working if not task.done())]
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in filter(done.__contains__, waiting):
+                task.result()
+        working[0].result()
 
     async def _pump(self, intake: Intake) -> None:
         while chunk := await self._stream.read(_READ_BYTES):
             await self._disk.feed(intake.feed, chunk)
-
-    async def _read_claims(self, count: int) -> list[Any]:
-        messages: list[Any] = []
-        while len(messages) < count:
-            message = await self._connection.receive()
-            if message.data.startswith(CLAIM_PREFIX):
-                messages.append(message)
-        return messages
-
-    def _check_claims(self, destination: Destination, plan: Plan, messages: list[Any]) -> None:
-        assert self._on_claim is not None
-        for number, message in zip(destination.completed, messages, strict=True):
-            file_digest = destination.digests[number]
-            size = destination.manifest[number].size
-            if file_digest is None or message.data != claim(size, plan.hash_id, file_digest):
-                raise RemoteProtocolError("a claim for another content than what was sent")
-            self._on_claim(destination.manifest.path(number), message)
 
 
 def _file_name(peer: Any) -> str:

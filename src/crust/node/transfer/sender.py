@@ -74,6 +74,7 @@ async def send_files(
             seconds=time.monotonic() - started,
             hashes_equal=result.digest == outflow.total_digest(),
             hash_name=plan.hash_id.name.lower(),
+            claims=result.files if plan.claims else 0,
         )
     except StreamResetError as error:
         if progress.phase == "waiting":
@@ -101,7 +102,7 @@ async def _agree(stream: Stream, source: Source, outflow: Outflow) -> Plan:
     except TimeoutError:
         raise TransferRefusedError(f"the peer does not answer the offer within {_ANSWER_SECONDS:.0f} s") from None
     plan = Plan.parse(body, [None if entry.is_folder else entry.size for entry in manifest])
-    if not plan.hash_id & supported():
+    if not plan.hash_id.bit & supported():
         raise RemoteProtocolError("the receiver asks for a hash function that was not offered")
     if plan.items:
         hashing = asyncio.ensure_future(run_in_thread(outflow.proofs, plan))
