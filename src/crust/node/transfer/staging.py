@@ -108,7 +108,8 @@ class Staging:
                 status = item.stat(follow_symlinks=False)
                 if not stat.S_ISREG(status.st_mode):
                     continue
-                if status.st_mtime < oldest:
+                # Not its mtime, which may be the sender's already.
+                if status.st_ctime < oldest:
                     self.remove(item.name)
                 else:
                     found[item.name] = status.st_size
