@@ -170,21 +170,22 @@ def serialize_header(header: Header) -> bytes:
         connection_id & 0xFFFF,
         timestamp & 0xFFFFFFFF,
         difference & 0xFFFFFFFF,
-        min(wnd_size, 0xFFFFFFFF),
+        wnd_size if wnd_size <= 0xFFFFFFFF else 0xFFFFFFFF,
         seq_nr & 0xFFFF,
         ack_nr & 0xFFFF,
     )
 
 
-def serialize_header_run(header: Header, count: int) -> bytearray:
+def serialize_header_run(header: Header, seq_nr: int, count: int) -> bytearray:
     """Write `count` headers that differ in seq_nr only, each one more than the one before.
 
     Args:
-        header: the first of them.
+        header: what they have in common.
+        seq_nr: the number of the first, modulo 2^16.
         count: how many, at most 4096.
     """
     run = bytearray(serialize_header(header) * count)
-    seq_nr = header.seq_nr & 0xFFFF
+    seq_nr &= 0xFFFF
     run[16::HEADER_BYTES] = _HIGH[seq_nr : seq_nr + count]
     run[17::HEADER_BYTES] = _LOW[seq_nr : seq_nr + count]
     return run

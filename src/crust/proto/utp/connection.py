@@ -46,6 +46,7 @@ from crust.wire.utp import (
 __all__ = ["UtpConnection"]
 
 _DATA = PacketType.DATA << 4 | VERSION
+_STATE = PacketType.STATE << 4 | VERSION
 _MICRO_MASK = 0xFFFFFFFF
 _NO_EXTENSIONS = Extensions()
 _SENDING = (State.ESTABLISHED, State.CLOSING, State.HALF_CLOSED, State.PEER_CLOSED, State.CLOSING_BOTH, State.LAST_ACK)
@@ -312,31 +313,61 @@ class UtpConnection:
 
         Never raises for what a datagram holds: it is dropped and counted, or ends the connection with one event.
         """
-        received = 0
-        micros = int(now * 1e6)
+        receiver, receive_id, last = self._receiver, self._receive_id, self._last
+        expected = receiver.buffer.next_seq & 0xFFFF
+        payloads: list[Buffer] = []  # the next ones in order, with nothing new to say about what we sent
+        ack: Fields | None = None  # a packet that only acknowledges, and that a later one may make needless
+        timestamp = 0
         for datagram in batch:
             if len(datagram) < HEADER_BYTES:
                 self.stats.drop(DropReason.MALFORMED)
                 continue
             fields: Fields = unpack_header(datagram)
-            first, extension, connection_id, timestamp, _, window, seq_nr, ack_nr = fields
-            receiver = self._receiver
-            # The common packet: data, next in order, with nothing new to say about ours.
+            first, extension, connection_id, sent, _, window, seq_nr, ack_nr = fields
             if (
                 first == _DATA
+                and seq_nr == expected
                 and not extension
-                and (ack_nr, window) == self._last
-                and seq_nr == receiver.buffer.next_seq & 0xFFFF
-                and connection_id == self._receive_id
-                and receiver.on_run(1, datagram[HEADER_BYTES:])
+                and (ack_nr, window) == last
+                and connection_id == receive_id
             ):
-                receiver.reply_micro = (micros - timestamp) & _MICRO_MASK
-                received += 1
-                self.stats.bytes_received += len(datagram) - HEADER_BYTES
-            else:
-                self._receive_packet(fields, datagram[HEADER_BYTES:], now)
-        self.stats.packets_received += received
+                payloads.append(datagram[HEADER_BYTES:])
+                expected = expected + 1 & 0xFFFF
+                timestamp = sent
+                continue
+            if payloads:
+                self._receive_in_order(payloads, timestamp, now)
+                payloads = []
+            if first == _STATE and not extension and connection_id == receive_id:
+                if ack is not None and not 0 < ack_nr - ack[7] & 0xFFFF < 0x8000:
+                    self._receive_packet(ack, b"", now)  # a repetition, which means something by itself
+                ack = fields
+                continue
+            if ack is not None:
+                self._receive_packet(ack, b"", now)
+                ack = None
+            self._receive_packet(fields, datagram[HEADER_BYTES:], now)
+            expected, last = receiver.buffer.next_seq & 0xFFFF, self._last
+        if payloads:
+            self._receive_in_order(payloads, timestamp, now)
+        if ack is not None:
+            self._receive_packet(ack, b"", now)
         self._heard = now
+
+    def _receive_in_order(self, payloads: list[Buffer], timestamp: int, now: float) -> None:
+        """Take in packets of data that come next and say nothing new about what we sent."""
+        receiver = self._receiver
+        size = sum(map(len, payloads))
+        if receiver.on_run(payloads, size):
+            receiver.reply_micro = (int(now * 1e6) - timestamp) & _MICRO_MASK
+            self.stats.packets_received += len(payloads)
+            self.stats.bytes_received += size
+            return
+        seq_nr = receiver.buffer.next_seq
+        for at, payload in enumerate(payloads):
+            if self._state not in _ENDED:
+                self.stats.packets_received += 1
+                self._on_data((seq_nr + at) & 0xFFFF, payload, None, now)
 
     def receive_run(self, headers: Buffer, bodies: Buffer, body_bytes: int, now: float) -> None:
         """Take in packets whose headers and bodies lie one after the other, as a tunnel lays them when it opens them.
@@ -359,7 +390,7 @@ class UtpConnection:
             and seq_nr == receiver.buffer.next_seq & 0xFFFF
             and connection_id == self._receive_id
             and is_header_run(headers, count)
-            and receiver.on_run(count, bodies)
+            and receiver.on_run((bodies,), len(bodies), count)
         ):
             receiver.reply_micro = (int(now * 1e6) - timestamp) & _MICRO_MASK
             self.stats.packets_received += count
@@ -541,8 +572,8 @@ class UtpConnection:
         if self._state is State.HALF_CLOSED:
             self._timers.set(Timer.LINGER, now + self._config.close_timeout)
         elif self._state is State.LINGERING:
-            # Long enough for two repetitions of the peer's FIN, should our ack of it be lost.
-            self._timers.set(Timer.LINGER, now + min(4 * self._sender.rtt.rto, self._config.close_timeout))
+            # For repetitions of the peer's FIN, should our ack of it be lost.
+            self._timers.set(Timer.LINGER, now + self._last_patience)
         elif self._state is State.CLOSED:
             self._finish(EndReason.CLOSED, "")
 
@@ -581,14 +612,26 @@ class UtpConnection:
             elif timer is Timer.IDLE:
                 self._on_idle(now)
             elif timer is Timer.LINGER:
-                self._move(Input.PATIENCE_OVER)
-                self._finish(EndReason.CLOSED, "")
+                self._on_patience_over(now)
             elif self._state is State.SYN_SENT and timer is Timer.RETRANSMIT:
                 self._syn_due = True
                 if self._syn_count > SYN_RETRIES:
                     self._fail(Input.FAULT, EndReason.TIMED_OUT, "no answer to the SYN")
             elif self._sender.on_timer(timer, now) or (timer is Timer.STALL and self._state is State.SYN_RECEIVED):
                 self._on_stall()
+
+    @property
+    def _last_patience(self) -> float:
+        """How long to wait for what a peer need not send: time for three repetitions."""
+        return min(8 * self._sender.rtt.rto, self._config.close_timeout)
+
+    def _on_patience_over(self, now: float) -> None:
+        sender = self._sender
+        if self._state in (State.LAST_ACK, State.CLOSING_BOTH) and sender.flight.una != sender.fin_seq:
+            self._timers.set(Timer.LINGER, now + self._last_patience)  # data is missing, not just the FIN
+            return
+        self._move(Input.PATIENCE_OVER)
+        self._finish(EndReason.CLOSED, "")
 
     def _on_idle(self, now: float) -> None:
         deadline = self._heard + self._config.idle_timeout
@@ -631,20 +674,21 @@ class UtpConnection:
         if self._state not in _SENDING:
             return self._control_packets(now)
         receiver = self._receiver
-        header = self._header(PacketType.DATA, now)
-        batches = []
+        batches: list[Batch] = []
         if receiver.sack_due:
             # In a packet of its own, so that those with data keep one size; and first, as it is urgent.
-            batches.append(self._state_packet(header))
-        data = self._sender.collect(now, max_bytes, header)
+            batches.append(self._state_packet(now))
+        data = self._sender.collect(now, max_bytes, self._header(PacketType.DATA, now)) if self._sender.ready else None
         if data:
             receiver.sent()
             batches += data
+            if self._state in (State.LAST_ACK, State.CLOSING_BOTH) and self._sender.fin_seq is not None:
+                self._timers.set_if_unset(Timer.LINGER, now + self._last_patience)
         elif receiver.ack_due and not batches:
-            batches.append(self._state_packet(header))
+            batches.append(self._state_packet(now))
         elif self._keepalive_due:
             # As libutp: the ack before the last one, which is not taken for a duplicate that means a loss.
-            batches.append(self._state_packet(header._replace(ack_nr=header.ack_nr - 1)))
+            batches.append(self._state_packet(now, back=1))
         else:
             receiver.delay_ack(now)
         if batches:
@@ -667,31 +711,32 @@ class UtpConnection:
         elif (self._state is State.SYN_RECEIVED and self._syn_due) or (
             self._state is State.LINGERING and self._receiver.ack_due
         ):
-            packet = self._state_packet(self._header(PacketType.STATE, now))
+            packet = self._state_packet(now)
         self._syn_due = False
         if packet is None:
             return []
         self._sent = now
         return [packet]
 
-    def _header(self, packet_type: PacketType, now: float) -> Header:
+    def _header(self, packet_type: PacketType, now: float, extension: int = Extension.NONE, back: int = 0) -> Header:
         receiver = self._receiver
         return Header(
             packet_type,
-            Extension.NONE,
+            extension,
             self._send_id,
             int(now * 1e6) & _MICRO_MASK or 1,  # libtorrent takes 0 for "no time"
             receiver.reply_micro,
             receiver.window,
             self._sender.flight.next_seq,
-            receiver.buffer.next_seq - 1,
+            receiver.buffer.next_seq - 1 - back,
         )
 
-    def _state_packet(self, header: Header) -> Batch:
+    def _state_packet(self, now: float, back: int = 0) -> Batch:
         """A packet that only acknowledges."""
         kind, chain = self._receiver.selective_ack()
+        header = self._header(PacketType.STATE, now, kind, back)
         self._receiver.sent()
-        return self._bare(header._replace(type=PacketType.STATE, extension=kind), chain)
+        return self._bare(header, chain)
 
     def _bare(self, header: Header, body: bytes = b"") -> Batch:
         self.stats.packets_sent += 1

@@ -30,7 +30,10 @@ class Pacer:
 
     def set_rate(self, cwnd: int, srtt: float, *, slow_start: bool) -> None:
         """Follow the window."""
-        self.rate = (PACING_GAIN_SLOW_START if slow_start else PACING_GAIN) * cwnd / srtt
+        rate = (PACING_GAIN_SLOW_START if slow_start else PACING_GAIN) * cwnd / srtt
+        if self._credit < 0 and rate < self.rate:
+            self._credit *= rate / self.rate  # a debt is a time to wait, which does not grow as the rate falls
+        self.rate = rate
 
     def budget(self, now: float) -> float:
         """Bytes that may leave now."""

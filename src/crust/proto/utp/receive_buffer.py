@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 from crust.proto.utp.constants import JOINED_PAYLOAD_BYTES, MAX_PACKETS_IN_FLIGHT, SMALL_PAYLOAD_BYTES
 from crust.wire.utp import Buffer
@@ -86,16 +87,21 @@ class ReceiveBuffer:
         self._unconsumed -= size
         return True
 
-    def append_run(self, count: int, payload: Buffer) -> bool:
-        """Take in `count` packets that come next and whose payloads lie one after the other, if all is in order.
+    def append_run(self, payloads: Sequence[Buffer], size: int, count: int) -> bool:
+        """Take in `count` packets that come next, with `size` bytes in order in `payloads`.
 
         Returns:
             False when they must be taken in one by one: packets are held, the window is exceeded, or the end is known.
         """
-        if self.held or self.fin_seq is not None or len(payload) > self._capacity - self._unconsumed:
+        if self.held or self.fin_seq is not None or self._parts or size > self._capacity - self._unconsumed:
             return False
         self.next_seq += count
-        self._add(payload)
+        if size >= SMALL_PAYLOAD_BYTES * len(payloads):
+            self._unconsumed += size
+            self._ready += payloads
+        else:
+            for payload in payloads:
+                self._add(payload)
         return True
 
     def insert(self, seq: int, payload: Buffer) -> Outcome:

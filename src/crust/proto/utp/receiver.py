@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from crust.proto.timers import TimerTable
 from crust.proto.utp.config import UtpConfig
 from crust.proto.utp.constants import ACK_EVERY_PACKETS, FAR_ACK_EVERY_PACKETS
@@ -81,9 +83,16 @@ class Receiver:
         """Acknowledge with the next packet."""
         self._ack_now = True
 
-    def on_run(self, count: int, payload: Buffer) -> bool:
-        """Take in packets that come next, payloads one after the other; False when they must come one by one."""
-        if not self.buffer.append_run(count, payload):
+    def on_run(self, payloads: Sequence[Buffer], size: int, count: int = 0) -> bool:
+        """Take in packets that come next; False when they must come one by one.
+
+        Args:
+            payloads: the data.
+            size: bytes of it.
+            count: how many packets these are; 0 for one for each payload.
+        """
+        count = count or len(payloads)
+        if not self.buffer.append_run(payloads, size, count):
             return False
         self._unacknowledged += count
         return True

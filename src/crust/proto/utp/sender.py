@@ -385,6 +385,11 @@ class Sender:
 
     # -- packets -------------------------------------------------------------------------------------------------
 
+    @property
+    def ready(self) -> bool:
+        """There may be something for `collect` to send."""
+        return bool(self.queue.size or self.flight.lost or self._probe or (self.closing and self.fin_seq is None))
+
     def collect(self, now: float, max_bytes: int, header: Header) -> list[Batch]:
         """Packets to send now.
 
@@ -394,8 +399,6 @@ class Sender:
             header: that of a DATA packet; its `seq_nr` is filled in here.
         """
         batches: list[Batch] = []
-        if not (self.queue.size or self.flight.lost or self._probe or (self.closing and self.fin_seq is None)):
-            return batches
         if self._probe:
             self._send_loss_probe(now, header, batches)
         if self.flight.lost:
@@ -467,7 +470,7 @@ class Sender:
         step = max(min(config.max_batch_datagrams, MAX_BATCH_BYTES // size), 1)
         for at in range(0, count, step):
             part = payloads if count <= step else payloads[at : at + step]
-            run = serialize_header_run(header._replace(seq_nr=seq + at), len(part))
+            run = serialize_header_run(header, seq + at, len(part))
             batches.append(Batch(run, part, probe))
         total = len(payloads[0]) * (count - 1) + len(payloads[-1])
         self._pacer.spend(total)

@@ -45,10 +45,12 @@ _OPEN = {
     (State.CLOSING, Input.PEER_END): State.CLOSING_BOTH,
     (State.HALF_CLOSED, Input.PEER_END): State.LINGERING,
     (State.HALF_CLOSED, Input.PATIENCE_OVER): State.CLOSED,
-    # Implementations that forget a connection once their FIN is acknowledged (libtorrent) answer what follows so.
     (State.HALF_CLOSED, Input.RESET): State.CLOSED,
     (State.PEER_CLOSED, Input.CLOSE): State.LAST_ACK,
     (State.CLOSING_BOTH, Input.END_ACKNOWLEDGED): State.LINGERING,
+    # Peers that have sent all and got all forget the connection without acknowledging our FIN (libutp, libtorrent).
+    (State.CLOSING_BOTH, Input.PATIENCE_OVER): State.CLOSED,
+    (State.LAST_ACK, Input.PATIENCE_OVER): State.CLOSED,
     (State.CLOSING_BOTH, Input.RESET): State.CLOSED,
     (State.LAST_ACK, Input.END_ACKNOWLEDGED): State.CLOSED,
     (State.LAST_ACK, Input.RESET): State.CLOSED,
