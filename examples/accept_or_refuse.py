@@ -21,7 +21,7 @@ async def main() -> None:
         contact = await node.contact()
 
         connection = await friend.connect(contact)
-        print("friend:", connection.path.kind)
+        print("friend:", connection.path)
         try:
             await stranger.connect(contact)
         except crust.ConnectError as error:

@@ -4,12 +4,13 @@ import asyncio
 import subprocess
 import sys
 
-from crust.testing.natlab import Lab, LabUnavailable, Nat
+from crust.testing.natlab import Behaviour, Lab, LabUnavailable, Nat, Ports
 
 
 async def main() -> None:
     async with Lab() as lab:
-        home = await lab.site("home", nat=Nat(filtering="address-dependent", ports="random"))
+        nat = Nat(filtering=Behaviour.ADDRESS_DEPENDENT, ports=Ports.RANDOM)
+        home = await lab.site("home", nat=nat)
         one, two = await home.host(), await lab.place("cgnat")
         server = await lab.public("server")
         print("at home", one.address, "behind a carrier's NAT", two.address, "in public", server.address)

@@ -21,7 +21,7 @@ async def main() -> None:
         async with crust.Node(config=config) as alice, crust.Node(config=config) as bob:
             async with asyncio.timeout(20):
                 connection = await connect_when_there(alice, bob.id)
-            print("connected:", connection.peer == bob.id, "path:", connection.path.kind)
+            print("connected:", connection.peer == bob.id, "path:", connection.path)
 
 
 asyncio.run(main())

@@ -80,7 +80,7 @@ def show_takes(name: str, hint: Any) -> str:
         return f"{least:g} to {most:g} s" if hint is float else f"{least} to {most:,}"
     if hint is bool:
         return "true, false"
-    if list in map(get_origin, (hint, *get_args(hint))):
+    if any(get_origin(part) is list for part in (hint, *get_args(hint))):
         return "list"
     words = [word for part in get_args(hint) or (hint,) for word in literal_words(part)]
     return ", ".join(words) if words else "text"

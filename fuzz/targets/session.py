@@ -65,7 +65,7 @@ def run_peer(data: bytes) -> None:
     ours = session.streams.open("ours", 4)
     now = 0.0
     for _ in range(MOST_OPERATIONS):
-        if not reader or session.state is SessionState.ENDED:
+        if not reader or session.ended is not None:
             break
         what = reader.byte()
         try:
@@ -75,7 +75,7 @@ def run_peer(data: bytes) -> None:
             else:
                 _application(session, ours, what)
         except RemoteProtocolError:
-            assert session.state is SessionState.ENDED
+            assert session.ended is not None
             raise
         now += (what & 7) / 4
         session.handle_timeout(now)

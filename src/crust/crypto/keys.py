@@ -7,7 +7,7 @@ import os
 import secrets
 from functools import total_ordering
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeAlias
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -19,6 +19,9 @@ from crust.errors import IdentityError, LocalProtocolError, ParseError
 __all__ = ["SIGNATURE_BYTES", "Identity", "PeerId", "verify"]
 
 SIGNATURE_BYTES: Final = 64
+
+# Inside PeerId the name `bytes` is that of its method.
+_Bytes: TypeAlias = bytes
 
 _PREFIX: Final = "crust"
 _CHECKSUM_LABEL: Final = b"crust-v1 peer-id"
@@ -43,9 +46,9 @@ class PeerId:
 
     __slots__ = ("_raw",)
 
-    _raw: bytes
+    _raw: _Bytes
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: _Bytes) -> None:
         raw = bytes(raw)
         curve.check_point(raw)
         object.__setattr__(self, "_raw", raw)
@@ -77,20 +80,20 @@ class PeerId:
         except ParseError as error:
             raise ParseError(f"not a PeerId: {error}") from error
 
-    def bytes(self) -> bytes:
+    def bytes(self) -> _Bytes:
         """The 32 bytes of the key."""
         return self._raw
 
     @property
-    def x25519(self) -> bytes:  # type: ignore[valid-type]  # `bytes` is the method above, here and below
+    def x25519(self) -> _Bytes:
         """The Noise static key that belongs to this id: its RFC 7748 map, which forgets the point's sign."""
         return curve.montgomery_u(self._raw)
 
-    def matches_static(self, static: bytes) -> bool:  # type: ignore[valid-type]
+    def matches_static(self, static: _Bytes) -> bool:
         """Whether `static` is `x25519`; cheaper than asking for it."""
         return curve.maps_to(self._raw, static)
 
-    def __bytes__(self) -> bytes:  # type: ignore[valid-type]
+    def __bytes__(self) -> _Bytes:
         return self._raw
 
     def __str__(self) -> str:
