@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from crust.cli import demo
+import crust
+from crust.cli import demo, demo_proof
 from crust.cli.output import CommandError
 
 CRUST = [sys.executable, "-c", "import sys; from crust.cli import main; sys.exit(main())"]
@@ -52,8 +53,11 @@ def test_one_json_object_tells_that_all_went_well(tmp_path: Path) -> None:
     assert record["path"]["kind"] == "direct"
     assert record["path"]["transport"] in ("tcp", "utp")
     assert record["path"]["remote"].startswith("127.0.0.1:")
+    assert crust.PeerId.parse(record["receipt_signer"])
+    assert record["tampered_refused"] is True
     assert list(tmp_path.iterdir()) == []
     assert "The copy is identical." in done.stderr
+    assert f"Ada is {record['receipt_signer']}" in done.stderr
 
 
 def test_story_for_people(tmp_path: Path) -> None:
@@ -61,14 +65,19 @@ def test_story_for_people(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     titles = [line for line in done.stdout.splitlines() if line[:1].isdigit()]
-    assert titles == ["1  Two keys", "2  Ada dials Ben", "3  A folder", "4  Urgent messages overtake"]
+    assert titles == ["1  Two keys", "2  Ada dials Ben", "3  A folder", "4  Urgent messages overtake", "5  Proof"]
     assert "The copy is identical." in done.stdout
+    assert "signed by Ada" in done.stdout
+    for what in ("an altered message", "an altered receipt", "another's signature"):
+        assert f"refused: {what}" in done.stdout
     assert "{" not in done.stdout
     assert "\x1b" not in done.stdout
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.parametrize("moment", ["1  Two keys", "2  Ada dials Ben", "3  A folder", "4  Urgent messages overtake"])
+@pytest.mark.parametrize(
+    "moment", ["1  Two keys", "2  Ada dials Ben", "3  A folder", "4  Urgent messages overtake", "5  Proof"]
+)
 async def test_interrupt_leaves_nothing_behind(tmp_path: Path, moment: str) -> None:
     process = await asyncio.create_subprocess_exec(
         *CRUST,
@@ -91,6 +100,26 @@ async def test_interrupt_leaves_nothing_behind(tmp_path: Path, moment: str) -> N
         while alive(started[0]):
             await asyncio.sleep(0.01)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_judge_that_would_believe_anything_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with crust.Node() as ada, crust.Node() as ben:
+        connection = await ada.connect(await ben.contact())
+        await connection.send(demo_proof.SAID)
+        await demo_proof.export(await (await anext(ben)).receive(), ada.id, tmp_path / "proof")
+    verdict = await demo_proof.judge(tmp_path / "proof")
+    assert verdict.signer == str(ada.id)
+    assert list(verdict.refused.values()) == [True, True, True]
+    assert list((tmp_path / "proof" / "home").iterdir()) == []
+    # One that says yes to everything, and one that says nothing.
+    for program, signer, refused in (('print(\'{"signer": "x", "verified": true}\')', "x", False), ("1/0", "", False)):
+        (tmp_path / "proof" / "home").rmdir()
+        monkeypatch.setattr(demo_proof, "_PROGRAM", program)
+        verdict = await demo_proof.judge(tmp_path / "proof")
+        assert verdict.signer == signer
+        assert set(verdict.refused.values()) == {refused}
 
 
 def test_library_is_sent_without_what_was_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

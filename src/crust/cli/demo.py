@@ -1,4 +1,4 @@
-"""Show the main job on this machine: two nodes, one encrypted connection, a folder sent and compared.
+"""Show the main job on this machine: two nodes, one encrypted connection, a folder sent and compared, a receipt.
 
 Two processes with fresh identities talk over the loopback interface. Nothing leaves this machine, and nothing is left
 on it. It takes some 10 seconds.
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import crust
 from crust.bench.process import Worker, WorkerError, serve
 from crust.bench.process import run as run_worker
+from crust.cli.demo_proof import SAID, Verdict, export, judge
 from crust.cli.output import CommandError, Output, format_bytes
 from crust.node.transfer import STREAM_NAME, TransferError, TransferProgress, receive_files, scan, send_files
 
@@ -70,7 +71,7 @@ async def run(args: argparse.Namespace, out: Output) -> int:
     story.end(time.perf_counter() - started)
     if args.json:
         out.data("", record)
-    return 0 if record["hashes_equal"] else 1
+    return 0 if record["hashes_equal"] and record["receipt_signer"] and record["tampered_refused"] else 1
 
 
 async def _show(ada: crust.Node, ben: Worker, place: Path, story: _Story) -> dict[str, Any]:
@@ -86,6 +87,7 @@ async def _show(ada: crust.Node, ben: Worker, place: Path, story: _Story) -> dic
     story.connected(introduced["contact"], connect_ms, path)
     try:
         figures = await _use(connection, ben, place, story)
+        figures |= await _prove(connection, ben, ada.id, place / "proof", story)
         await connection.close()
     except BaseException:
         # An orderly end delivers what is queued: after Ctrl-C there is no time for that, the files are to be removed.
@@ -214,6 +216,21 @@ async def _overtake(connection: crust.Connection, ben: Worker, story: _Story) ->
     return figures
 
 
+async def _prove(
+    connection: crust.Connection, ben: Worker, ada: crust.PeerId, folder: Path, story: _Story
+) -> dict[str, Any]:
+    """Send a message; Ben keeps its receipt, and a third process looks at both, and at forgeries."""
+    story.proving()
+    await connection.send(SAID)
+    await ben.call("export", ada=str(ada), folder=str(folder), seconds=_STEP_SECONDS)
+    verdict = await judge(folder)
+    story.proved(ada, verdict)
+    return {
+        "receipt_signer": verdict.signer if verdict.signer == str(ada) else None,
+        "tampered_refused": all(verdict.refused.values()),
+    }
+
+
 async def _send_folder(
     connection: crust.Connection, entries: Sequence[Path], ben: Worker, inbox: Path, story: _Story
 ) -> None:
@@ -313,6 +330,21 @@ class _Story:
             f"past {format_bytes(overtaken_bytes)} that had been sent before it."
         )
 
+    def proving(self) -> None:
+        """A message is about to be sent, and its receipt kept."""
+        self._title(5, "Proof")
+        self._tell(f'Ada sends a message, "{SAID.decode()}", and Ben keeps its receipt.')
+
+    def proved(self, ada: crust.PeerId, verdict: Verdict) -> None:
+        """A third process has looked at the receipt, and at what is not genuine."""
+        self._tell("A third process that knows neither of them, and has no key and no connection, runs crust verify:")
+        if verdict.signer == str(ada):
+            self._console.print(f"   [green]signed by Ada[/], {verdict.signer}")
+        else:
+            self._console.print("   [red]the receipt was not believed![/] That must not happen: please report it.")
+        for what, refused in verdict.refused.items():
+            self._console.print(f"   [green]refused[/]: {what}" if refused else f"   [red]NOT REFUSED[/]: {what}")
+
     def end(self, seconds: float) -> None:
         """Everything is done and tidied up."""
         self._console.print(f"\nDone in {seconds:.1f} s; both nodes and all files are gone again.", markup=False)
@@ -340,6 +372,7 @@ class _Ben:
             "receive": self._receive,
             "hash": self._hash,
             "take": self._take,
+            "export": self._export,
         }
         return await commands[what](**arguments)
 
@@ -375,6 +408,11 @@ class _Ben:
                 count -= 1
             else:
                 await connection.send(b"%d" % arrived, priority=message.priority)
+
+    async def _export(self, ada: str, folder: str) -> None:
+        """Receive a message, and write down what proves that Ada sent it."""
+        connection = await self._accepted()
+        await export(await connection.receive(), crust.PeerId.parse(ada), Path(folder))
 
 
 if __name__ == "__main__":
