@@ -8,19 +8,19 @@ Two rules make the verdict trustworthy (PROTOCOL 23) and steady:
 - That two observers saw the *same* outside address cannot be forged by one of them alone. That they saw *different*
   ones can: it counts only when it stays true without any single stranger's network (/16, IPv6 /32). Nodes that the
   user named in `bootstrap` are believed.
-- A pair of observers that changes its testimony is heard at the second time; the verdict changes only when there is
-  more evidence for another one than for the present one.
+- A pair of observers that changes its testimony is heard when it does so for the second or third time; the verdict
+  changes only when there is twice as much evidence for another one.
 """
 
 from __future__ import annotations
 
 import enum
+import functools
 import ipaddress
 import itertools
 import math
-from collections import deque
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from crust.proto.nat.leases import IpProtocol
@@ -43,12 +43,20 @@ __all__ = [
 MAPPING_LIFE = 60.0
 """Observations of one socket further apart than this are not compared: its mapping may have lapsed (RFC 4787 REQ-5
 asks for two minutes, many give one)."""
+HOST_LIFE = 600.0
+"""An outside host that was not seen for so long while others were is no longer ours."""
 ALLOCATION_GAP = 10.0  # allocations further apart say little about the step between two
 SEQUENTIAL_REACH = 128  # a random port falls this near to the one before in 0.4 % of cases
 MAX_LOCALS = 64
 MAX_OBSERVERS = 16
 MAX_VOTES = 64
-MAX_SAMPLES = 64
+MAX_SAMPLES = 32
+MAX_OBSERVERS_OF_NETWORK = 4
+MAX_SAMPLES_OF_NETWORK = 4
+FIRMNESS = 2
+"""A testimony that was repeated stands until it was contradicted once more often than this."""
+STEADINESS = 2.0
+"""A verdict falls when there is twice as much evidence for another one."""
 
 V = TypeVar("V", bound=Hashable)
 
@@ -141,12 +149,21 @@ class OutsideAddress:
 
 @dataclass(frozen=True, slots=True)
 class AllocationSample:
-    """One new mapping: which outside port it got, when it was made, and whether a trusted node saw it."""
+    """One new mapping.
+
+    Attributes:
+        at: when it was made.
+        local_port: of the socket.
+        outside: which address it got.
+        trusted: a trusted node saw it.
+        strangers: networks of the strangers that saw it.
+    """
 
     at: float
     local_port: int
     outside: Address
-    trusted: bool
+    trusted: bool = False
+    strangers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +226,7 @@ def _words(value: enum.IntEnum) -> str:
     return value.name.lower().replace("_", "-")
 
 
+@functools.lru_cache(maxsize=1024)
 def network_of(host: str) -> str:
     """The network that counts as one stranger: /16 for IPv4, /32 for IPv6 (PROTOCOL 23)."""
     address = ipaddress.ip_address(host.partition("%")[0])
@@ -220,7 +238,7 @@ class _Vote(Generic[V]):
     value: V
     strangers: frozenset[str]
     weight: float
-    wavering: bool = False
+    firmness: int = 1
 
 
 @dataclass(slots=True)
@@ -230,13 +248,14 @@ class _Ballot(Generic[V]):
     votes: dict[Hashable, _Vote[V]] = field(default_factory=dict)
 
     def cast(self, witness: Hashable, value: V, strangers: frozenset[str]) -> None:
-        known = self.votes.pop(witness, None)
-        weight = 2.0 if not strangers else 1.0
-        if known is not None and known.value != value and not known.wavering:
-            known.wavering = True  # heard when it says so again
-            self.votes[witness] = known
+        vote = self.votes.pop(witness, None)
+        if vote is None or (vote.value != value and vote.firmness == 0):
+            vote = _Vote(value, strangers, 1.0 if strangers else 2.0)
+        elif vote.value == value:
+            vote.firmness = min(vote.firmness + 1, FIRMNESS)
         else:
-            self.votes[witness] = _Vote(value, strangers, weight)
+            vote.firmness -= 1
+        self.votes[witness] = vote
         if len(self.votes) > MAX_VOTES:
             del self.votes[next(iter(self.votes))]
 
@@ -268,8 +287,9 @@ class NatBehaviour:
         self._untranslated: _Ballot[bool] = _Ballot()
         self._reach: dict[FilteringKind, _Ballot[bool]] = {kind: _Ballot() for kind in FilteringKind}
         self._hairpin: _Ballot[bool] = _Ballot()
-        self._samples: deque[AllocationSample] = deque(maxlen=MAX_SAMPLES)
-        self._sample_networks: set[str] = set()  # of strangers
+        self._samples: list[AllocationSample] = []
+        self._allocation: tuple[Mapping, tuple[Allocation, int, float]] | None = None  # of these samples
+        self._hosts: dict[str, float] = {}  # confirmed outside hosts, and when they were last seen
 
     def network_changed(self) -> None:
         """We are somewhere else: forget everything."""
@@ -283,9 +303,10 @@ class NatBehaviour:
 
     @property
     def samples(self) -> tuple[AllocationSample, ...]:
-        """New mappings in the order in which they were made, for `prediction`; none on the word of one stranger."""
+        """New mappings in the order in which they were made, for `prediction`; strangers' only for want of better."""
         trusted = tuple(sample for sample in self._samples if sample.trusted)
-        return tuple(self._samples) if len(trusted) < 2 <= len(self._sample_networks) else trusted
+        networks = frozenset().union(*(sample.strangers for sample in self._samples))
+        return trusted if len(trusted) >= 2 or len(networks) < 2 else tuple(self._samples)
 
     def observe(self, observation: Observation) -> NatVerdict:
         """Take how a packet arrived; the verdict after it."""
@@ -296,20 +317,30 @@ class NatBehaviour:
             if observation.trusted:
                 seen.clear()
         if before is None:
-            self._note_allocation(observation, list(seen.values()))
+            self._note_allocation(observation)
         for other in seen.values():
             if abs(other.sent_at - observation.sent_at) <= MAPPING_LIFE and other.observer != observation.observer:
                 self._compare(other, observation)
         seen.pop(observation.observer, None)
         seen[observation.observer] = observation
-        if len(seen) > MAX_OBSERVERS:
-            del seen[next(iter(seen))]
+        self._bound_observers(seen, observation)
         if len(self._seen) > MAX_LOCALS:
             del self._seen[next(iter(self._seen))]
         witness = observation.observer if observation.trusted else network_of(observation.observer[0])
         strangers = frozenset() if observation.trusted else frozenset({network_of(observation.observer[0])})
         self._untranslated.cast(witness, observation.observed == observation.local, strangers)
+        self._note_hosts(observation.local)
         return self._judge()
+
+    @staticmethod
+    def _bound_observers(seen: dict[Address, Observation], newest: Observation) -> None:
+        """A stranger's network has few places, so that it cannot crowd out the others."""
+        network = network_of(newest.observer[0])
+        ours = [key for key, o in seen.items() if not o.trusted and network_of(key[0]) == network]
+        if len(ours) > MAX_OBSERVERS_OF_NETWORK:
+            del seen[ours[0]]
+        elif len(seen) > MAX_OBSERVERS:
+            del seen[next((key for key, o in seen.items() if not o.trusted), next(iter(seen)))]
 
     def filtering_test(self, test: FilteringTest) -> NatVerdict:
         """Take the outcome of a test of filtering; the verdict after it."""
@@ -344,8 +375,7 @@ class NatBehaviour:
         strangers = frozenset(network_of(o.observer[0]) for o in (one, other) if not o.trusted)
         same = one.observed == other.observed
         if one.observer[0] == other.observer[0]:
-            witness = frozenset({one.observer, other.observer})
-            self._same_host.cast(witness, same, strangers)
+            self._same_host.cast(strangers or one.observer[0], same, strangers)
             return
         networks = frozenset(network_of(o.observer[0]) for o in (one, other))
         if len(networks) == 1 and strangers:
@@ -353,16 +383,38 @@ class NatBehaviour:
         names = frozenset(o.observer[0] if o.trusted else network_of(o.observer[0]) for o in (one, other))
         self._same.cast(names, same, strangers)
 
-    def _note_allocation(self, observation: Observation, others: list[Observation]) -> None:
-        """A mapping that was not seen before, unless another observer of the same socket saw the same port."""
-        if any(other.observed == observation.observed for other in others):
-            return
-        sample = AllocationSample(observation.sent_at, observation.local[1], observation.observed, observation.trusted)
-        self._samples.append(sample)
-        if len(self._samples) > 1 and self._samples[-2].at > sample.at:
-            self._samples = deque(sorted(self._samples, key=lambda each: each.at), MAX_SAMPLES)
-        if not observation.trusted and len(self._sample_networks) < MAX_OBSERVERS:
-            self._sample_networks.add(network_of(observation.observer[0]))
+    def _note_allocation(self, observation: Observation) -> None:
+        """A mapping that was not seen before, or another witness of one that was."""
+        network = network_of(observation.observer[0])
+        strangers = frozenset() if observation.trusted else frozenset({network})
+        made = AllocationSample(
+            observation.sent_at, observation.local[1], observation.observed, observation.trusted, strangers
+        )
+        for index, known in enumerate(self._samples):
+            same = (known.local_port, known.outside) == (made.local_port, made.outside)
+            if same and abs(known.at - made.at) <= MAPPING_LIFE:
+                if strangers <= known.strangers and known.trusted >= made.trusted:
+                    return
+                self._allocation = None
+                self._samples[index] = replace(
+                    known, trusted=known.trusted or made.trusted, strangers=known.strangers | strangers
+                )
+                return
+        self._allocation = None
+        self._samples.append(made)
+        self._samples.sort(key=lambda sample: sample.at)
+        of_network = [s for s in self._samples if not s.trusted and s.strangers == strangers]
+        if len(of_network) > MAX_SAMPLES_OF_NETWORK:
+            self._samples.remove(of_network[0])
+        elif len(self._samples) > MAX_SAMPLES:
+            self._samples.remove(next((s for s in self._samples if not s.trusted), self._samples[0]))
+
+    def _note_hosts(self, local: Address) -> None:
+        for outside in self.outside(local):
+            if outside.confirmed:
+                self._hosts[outside.address[0]] = outside.seen_at
+        latest = max(self._hosts.values(), default=0.0)
+        self._hosts = {host: at for host, at in self._hosts.items() if latest - at <= HOST_LIFE}
 
     # -- judgement -----------------------------------------------------------------------------------------------
 
@@ -370,9 +422,6 @@ class NatBehaviour:
         mapping, mapping_confidence = self._judge_mapping()
         filtering, filtering_confidence = self._judge_filtering()
         allocation, step, allocation_confidence = self._judge_allocation(mapping)
-        hosts: dict[str, None] = {}
-        for local in reversed(self._seen):
-            hosts.update(dict.fromkeys(o.address[0] for o in self.outside(local) if o.confirmed))
         verdict = NatVerdict(
             self._protocol,
             mapping,
@@ -384,7 +433,7 @@ class NatBehaviour:
             mapping_confidence,
             filtering_confidence,
             allocation_confidence,
-            tuple(hosts),
+            tuple(sorted(self._hosts, key=lambda host: -self._hosts[host])),
         )
         if verdict != self._verdict:
             self._verdict = verdict
@@ -404,8 +453,10 @@ class NatBehaviour:
             if same == 0:
                 return self._verdict.mapping, self._verdict.mapping_confidence
             return Mapping.ENDPOINT_INDEPENDENT, _confidence(same, 0.0)
-        independent = self._verdict.mapping is Mapping.ENDPOINT_INDEPENDENT
-        if same > differ or (same == differ and independent):
+        bias = {Mapping.UNKNOWN: 1.0, Mapping.ENDPOINT_INDEPENDENT: STEADINESS}.get(
+            self._verdict.mapping, 1 / STEADINESS
+        )
+        if same * bias > differ:
             return Mapping.ENDPOINT_INDEPENDENT, _confidence(same, differ)
         if self._same_host.robust(True) and self._leads(self._same_host, True):
             return Mapping.ADDRESS_DEPENDENT, _confidence(differ, same)
@@ -415,7 +466,7 @@ class NatBehaviour:
 
     def _judge_filtering(self) -> tuple[Filtering, float]:
         address, port = self._reach[FilteringKind.OTHER_ADDRESS], self._reach[FilteringKind.OTHER_PORT]
-        if self._leads(address, True):
+        if address.weight(True) and address.weight(True) * STEADINESS >= address.weight(False):
             return Filtering.ENDPOINT_INDEPENDENT, _confidence(address.weight(True), address.weight(False))
         if not address.robust(False):
             return self._verdict.filtering, self._verdict.filtering_confidence
@@ -432,27 +483,52 @@ class NatBehaviour:
         return self._leads(self._hairpin, True)
 
     def _judge_allocation(self, mapping: Mapping) -> tuple[Allocation, int, float]:
-        kept = [s for s in self.samples if s.outside[1] == s.local_port]
-        moved = [s for s in self.samples if s.outside[1] != s.local_port]
-        # A dependent NAT may keep the port for the first destination; what counts is what the others get.
+        if self._allocation is None or self._allocation[0] is not mapping:
+            self._allocation = mapping, self._weigh_allocation(mapping)
+        return self._allocation[1]
+
+    def _weigh_allocation(self, mapping: Mapping) -> tuple[Allocation, int, float]:
         dependent = mapping in (Mapping.ADDRESS_DEPENDENT, Mapping.ADDRESS_AND_PORT_DEPENDENT)
-        if len(kept) > len(moved) or (kept and not moved) or (kept and not dependent and len(kept) == len(moved)):
-            return Allocation.PRESERVING, 0, _confidence(2 * len(kept), len(moved))
-        differences = [
-            _difference(one.outside[1], other.outside[1])
-            for one, other in itertools.pairwise(moved)
-            if one.outside[0] == other.outside[0] and other.at - one.at <= ALLOCATION_GAP
-        ][-16:]
-        if not differences:
-            return Allocation.UNKNOWN, 0, 0.0
-        near = [d for d in differences if 0 < abs(d) <= SEQUENTIAL_REACH]
-        rising = sum(d > 0 for d in near)
-        monotonous = max(rising, len(near) - rising)
-        if 3 * monotonous >= 2 * len(differences):
-            sign = 1 if 2 * rising >= len(near) else -1
-            step = _step([abs(d) for d in near if d * sign > 0])
-            return Allocation.SEQUENTIAL, sign * step, _confidence(2 * monotonous, len(differences) - monotonous)
-        return Allocation.RANDOM, 0, _confidence(2 * (len(differences) - monotonous), monotonous)
+        samples = self.samples
+        whole = _allocation(samples, dependent)
+        networks = frozenset().union(*(sample.strangers for sample in samples if not sample.trusted))
+        if not networks:
+            return whole
+        # What strangers say must hold without any one of them.
+        parts = [
+            _allocation([s for s in samples if s.trusted or s.strangers - {network}], dependent) for network in networks
+        ]
+        if len(networks) >= 2 and all(part[0] is whole[0] for part in parts):
+            return whole
+        if self._verdict.allocation is not Allocation.UNKNOWN or len(networks) < 2:
+            return self._verdict.allocation, self._verdict.step, self._verdict.allocation_confidence
+        if all(part[0] in (whole[0], Allocation.UNKNOWN) for part in parts):
+            return whole[0], whole[1], min(whole[2], 0.3)
+        return Allocation.UNKNOWN, 0, 0.0
+
+
+def _allocation(samples: Sequence[AllocationSample], dependent: bool) -> tuple[Allocation, int, float]:
+    """Allocation, step and confidence from new mappings in order."""
+    kept = [s for s in samples if s.outside[1] == s.local_port]
+    moved = [s for s in samples if s.outside[1] != s.local_port]
+    # A dependent NAT may keep the port for the first destination; what counts is what the others get.
+    if len(kept) > len(moved) or (kept and not moved) or (kept and not dependent and len(kept) == len(moved)):
+        return Allocation.PRESERVING, 0, _confidence(2 * len(kept), len(moved))
+    differences = [
+        _difference(one.outside[1], other.outside[1])
+        for one, other in itertools.pairwise(moved)
+        if one.outside[0] == other.outside[0] and other.at - one.at <= ALLOCATION_GAP
+    ][-16:]
+    if not differences:
+        return Allocation.UNKNOWN, 0, 0.0
+    near = [d for d in differences if 0 < abs(d) <= SEQUENTIAL_REACH]
+    rising = sum(d > 0 for d in near)
+    monotonous = max(rising, len(near) - rising)
+    if 3 * monotonous >= 2 * len(differences):
+        sign = 1 if 2 * rising >= len(near) else -1
+        step = _step([abs(d) for d in near if d * sign > 0])
+        return Allocation.SEQUENTIAL, sign * step, _confidence(2 * monotonous, len(differences) - monotonous)
+    return Allocation.RANDOM, 0, _confidence(2 * (len(differences) - monotonous), monotonous)
 
 
 def _confirmed(observations: list[Observation]) -> bool:
