@@ -13,6 +13,7 @@ CrustError
 │   ├── NotAuthenticError       something answered, but not this key: wrong key, or not Crust
 │   ├── NetworkMismatchError    the peer belongs to another network
 │   ├── RefusedError            the peer does not want us
+│   │   └── SigningMismatchError    one side signs and the other does not
 │   └── SelfDialError           the target is this very node
 ├── ConnectionClosed            orderly end of a connection
 ├── PeerLost                    the peer is gone and did not come back (also an event)
@@ -48,6 +49,7 @@ __all__ = [
     "RefusedError",
     "RemoteProtocolError",
     "SelfDialError",
+    "SigningMismatchError",
     "StreamResetError",
 ]
 
@@ -122,6 +124,10 @@ class NetworkMismatchError(ConnectError):
 
 class RefusedError(ConnectError):
     """The peer refused this node."""
+
+
+class SigningMismatchError(RefusedError):
+    """One side signs what it sends and the other has signing switched off; see `Config.signing`."""
 
 
 class SelfDialError(ConnectError):

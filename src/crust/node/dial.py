@@ -17,6 +17,7 @@ from crust.errors import (
     NoPathError,
     NotAuthenticError,
     RefusedError,
+    SigningMismatchError,
 )
 from crust.net.clock import monotonic
 from crust.net.tcp import TcpStream, dial_tcp
@@ -38,7 +39,7 @@ _CALLER_BEGINS: Final = 0.4
 _OUTCOMES: Final = {
     FailureReason.NETWORK_MISMATCH: ("network mismatch", NetworkMismatchError),
     FailureReason.REFUSED: ("rejected", RefusedError),
-    FailureReason.SIGNING_MISMATCH: ("rejected", RefusedError),
+    FailureReason.SIGNING_MISMATCH: ("signing mismatch", SigningMismatchError),
     FailureReason.UNSUPPORTED_VERSION: ("rejected", RefusedError),
     FailureReason.BUSY: ("rejected", RefusedError),
     FailureReason.WRONG_KEY_OR_NOT_CRUST: ("wrong key", NotAuthenticError),
