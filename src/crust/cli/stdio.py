@@ -68,7 +68,7 @@ class StdoutWriter:
 
     def stop(self) -> None:
         """Let the thread end."""
-        self._thread.end(lambda: None)
+        self._thread.end()
 
 
 def _write_stdout(data: bytes) -> None:

@@ -182,9 +182,10 @@ def test_continued_after_a_break(top: Path, into: Path, share: float) -> None:
 
 def test_only_the_last_step_was_missing(top: Path, into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Transfer(scan([top / "sub" / "large"]), into)
-    with monkeypatch.context() as patch, pytest.raises(TransferError):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "replace", _fail(errno.EIO))
-        broken.run()
+        with pytest.raises(TransferError):
+            broken.run()
     again = Transfer(scan([top / "sub" / "large"]), into)
     again.run()
     assert (into / "large").read_bytes() == (top / "sub" / "large").read_bytes()
@@ -367,9 +368,10 @@ def _fail(number: int) -> object:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
 def test_a_disk_that_fails_in_the_midst(top: Path, into: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     transfer = Transfer(scan([top]), into)
-    with monkeypatch.context() as patch, pytest.raises(TransferError, match=os.strerror(number)):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "write", _fail(number))
-        transfer.run()
+        with pytest.raises(TransferError, match=os.strerror(number)):
+            transfer.run()
     assert not [path for path in into.rglob("*") if path.is_file() and path.stat().st_size]
     # And on with it, once there is room again.
     Transfer(scan([top]), into).run()
@@ -486,6 +488,11 @@ def end(file_digest: bytes = GOOD) -> bytes:
 DONE = pack(Frame.DONE)
 
 
+def _take(intake: Intake, stream: bytes) -> None:
+    intake.feed(stream)
+    intake.done()
+
+
 @pytest.mark.parametrize(
     "stream",
     [
@@ -520,8 +527,7 @@ DONE = pack(Frame.DONE)
 def test_streams_that_are_none(into: Path, stream: bytes) -> None:
     place, intake = offered(into, FILE_ENTRY, FOLDER_ENTRY)
     with pytest.raises(RemoteProtocolError):
-        intake.feed(stream)
-        intake.done()
+        _take(intake, stream)
     place.release()
 
 
@@ -529,8 +535,7 @@ def test_streams_that_are_none(into: Path, stream: bytes) -> None:
 def test_streams_that_end_too_soon(into: Path, stream: bytes) -> None:
     place, intake = offered(into, FILE_ENTRY)
     with pytest.raises(RemoteProtocolError):
-        intake.feed(stream)
-        intake.done()
+        _take(intake, stream)
     place.release()
     assert not (into / "f").exists()
 

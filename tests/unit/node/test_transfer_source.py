@@ -85,7 +85,7 @@ def test_links_and_devices_in_folders_are_left_out(tmp_path: Path) -> None:
 
 def test_nothing_to_send(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(SourceError, match="nothing to send.*fifo"):
+    with pytest.raises(SourceError, match=r"nothing to send.*fifo"):
         scan([tmp_path / "fifo"])
 
 

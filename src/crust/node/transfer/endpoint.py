@@ -18,7 +18,7 @@ __all__ = ["STREAM_NAME", "end_tasks", "read_frame", "say_failure", "wire_error"
 STREAM_NAME: Final = "crust/files"
 
 # How long the other side may take to read why we stop.
-_FAREWELL_SECONDS: Final = 1.0
+_FAREWELL_SECONDS: Final = 0.7
 _READ_BYTES: Final = 64 << 10
 
 

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["receive_files", "refuse_files"]
 
-# The more the disk lags behind, the larger the pieces it gets: what counts is the number of hand-overs (see below).
+# The more the disk lags behind, the larger the pieces it gets: each hand-over from thread to thread costs the same.
 _READ_BYTES: Final = 1 << 20
 _OFFER_SECONDS: Final = 120.0
 _CLAIM_SECONDS: Final = 60.0
+_END_SECONDS: Final = 0.5
 
 
 async def receive_files(
@@ -83,7 +84,7 @@ async def receive_files(
             raise TransferRefusedError(str(error)) from error
         raise
     finally:
-        intake.end()
+        await intake.end()
         with contextlib.suppress(CrustError):
             await stream.close()
 
@@ -146,10 +147,10 @@ class _Receiver:
             claims=0 if self._on_claims is None else self._progress.files,
         )
 
-    def end(self) -> None:
-        """Let the thread come to its end, whatever it is at."""
+    async def end(self) -> None:
+        """Let the thread come to its end, whatever it is at, and wait for it unless the disk hangs."""
         self._stop.set()
-        self._disk.end(self._release)
+        await asyncio.wait((self._disk.end(self._release),), timeout=_END_SECONDS)
 
     def _stop_unless_done(self, work: asyncio.Future[None]) -> None:
         if not work.done():
@@ -210,10 +211,7 @@ class _Receiver:
         except TimeoutError:
             raise RemoteProtocolError("claims or their signatures are missing") from None
         finally:
-            for task in working:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, CrustError):
-                    await task
+            await end_tasks(*working)
         return total
 
     async def _watch(self, working: list[asyncio.Future[None]]) -> None:

@@ -136,21 +136,23 @@ class DiskThread:
         self._queue = queue.SimpleQueue()
         self._given = 0
         self._taken = 0
-        self._broken = False
+        self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._last: tuple[Callable[[], object] | None, asyncio.Future[None]]
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self.failed.add_done_callback(_look_at)
         _start(self._work, "disk")
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
-        """Await a call behind everything that was handed over before. A cancel does not stop the call."""
+        """Await a call behind everything that was handed over before. A cancel does not stop the call.
+
+        Raises:
+            Exception: what the call raised, or what `feed` would raise: then it is not made.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
         future.add_done_callback(_look_at)
         self._queue.put((lambda: function(*args), future, 0))
-        value = await future
-        if self.failed.done():
-            self.failed.result()
-        return value
+        return await future
 
     async def feed(self, function: Callable[[bytes], None], chunk: bytes) -> None:
         """Hand over a call with a chunk of bytes; waits only while too many are under way.
@@ -168,38 +170,47 @@ class DiskThread:
         if self.failed.done():
             self.failed.result()
 
-    def end(self, function: Callable[[], object]) -> None:
-        """Let the thread end after a last call."""
-        self._queue.put((function, None, -1))
+    def end(self, function: Callable[[], object] | None = None) -> asyncio.Future[None]:
+        """Let the thread end after a last call, which is made whatever happened before, and whose errors nobody sees.
+
+        Returns:
+            Is done when the thread is.
+        """
+        ended: asyncio.Future[None] = self._loop.create_future()
+        self._last = function, ended
         self._queue.put(None)
+        return ended
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
             function, future, size = item
             if future is not None:
                 self._run(function, future)
-            elif size < 0:
-                with contextlib.suppress(Exception):
-                    function()
-            elif not self._broken:
+            elif self._error is None:
                 self._run_fed(function)
             if size > 0:
                 self._taken += size
                 waiter = self._waiter
                 if waiter is not None and self._given - self._taken <= self._most_bytes // 2:
                     _call(self._loop, _settle, waiter, None)
+        last, ended = self._last
+        with contextlib.suppress(Exception):
+            if last is not None:
+                last()
+        _call(self._loop, _settle, ended, None)
 
     def _run(self, function: Callable[[], Any], future: asyncio.Future[Any]) -> None:
-        try:
-            value = function()
-        except BaseException as error:  # handed on to who waits
-            _call(self._loop, _settle, future, error)
-        else:
-            _call(self._loop, _settle, future, None, value)
+        error, value = self._error, None
+        if error is None:
+            try:
+                value = function()
+            except BaseException as raised:  # handed on to who waits
+                error = raised
+        _call(self._loop, _settle, future, error, value)
 
     def _run_fed(self, function: Callable[[], Any]) -> None:
         try:
             function()
         except BaseException as error:  # handed on to who feeds
-            self._broken = True
+            self._error = error
             _call(self._loop, _settle, self.failed, error)
