@@ -280,7 +280,8 @@ def serialize_far_acks(sack: int, count: int = MAX_FAR_ACKS) -> bytes:
     chain: list[bytes] = []
     first = MAX_SACK_PACKETS
     rest = sack >> first
-    for _ in range(min(count, MAX_FAR_ACKS)):
+    count = min(count, MAX_FAR_ACKS)
+    for _ in range(count):
         if not rest:
             break
         length = min((rest.bit_length() + 7) // 8, MAX_SACK_BYTES)

@@ -7,7 +7,6 @@ ends agree on connection ids beforehand and no SYN is needed.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 
 from crust.errors import LocalProtocolError, RemoteProtocolError
@@ -23,10 +22,12 @@ from crust.proto.utp.constants import (
     NO_DELAY_SAMPLE,
     SYN_RETRIES,
 )
-from crust.proto.utp.events import Connected, DropReason, Ended, EndReason, PeerFinished, UtpEvent, UtpStats
+from crust.proto.utp.events import Connected, DropReason, EndReason, UtpEvent, UtpStats
+from crust.proto.utp.intake import MICRO_MASK, Fields, Intake
+from crust.proto.utp.lifecycle import Lifecycle
 from crust.proto.utp.receiver import Receiver
 from crust.proto.utp.sender import Sender
-from crust.proto.utp.state import TRANSITIONS, Input, State
+from crust.proto.utp.state import Input, State
 from crust.proto.utp.timers import Timer
 from crust.wire.utp import (
     HEADER_BYTES,
@@ -36,28 +37,20 @@ from crust.wire.utp import (
     Extensions,
     Header,
     PacketType,
-    is_header_run,
     parse_extensions,
     parse_header,
     serialize_header,
-    unpack_header,
 )
 
 __all__ = ["UtpConnection"]
 
-_DATA = PacketType.DATA << 4 | VERSION
-_STATE = PacketType.STATE << 4 | VERSION
-_MICRO_MASK = 0xFFFFFFFF
 _NO_EXTENSIONS = Extensions()
 _SENDING = (State.ESTABLISHED, State.CLOSING, State.HALF_CLOSED, State.PEER_CLOSED, State.CLOSING_BOTH, State.LAST_ACK)
-_ENDED = (State.CLOSED, State.FAILED)
 # What a peer does by mistake or by a late packet, and never ends a connection for.
 _FORGIVEN = (DropReason.DUPLICATE, DropReason.OUT_OF_WINDOW)
 
-Fields = tuple[int, int, int, int, int, int, int, int]
 
-
-class UtpConnection:
+class UtpConnection(Intake):
     """A connection; made with `connect`, `accept` or `established`.
 
     After every call that takes something in, and whenever `next_timeout()` has passed (`handle_timeout`), drain
@@ -69,41 +62,31 @@ class UtpConnection:
 
     __slots__ = (
         "_absurd",
-        "_close_wanted",
         "_config",
-        "_events",
-        "_heard",
         "_keepalive_due",
-        "_last",
-        "_receive_id",
-        "_receiver",
-        "_reset_due",
+        "_life",
         "_send_id",
         "_sender",
         "_sent",
-        "_state",
         "_syn",
         "_syn_count",
         "_syn_due",
         "_timers",
-        "stats",
     )
 
     def __init__(self, config: UtpConfig, now: float, ids: tuple[int, int], seq_nr: int, state: State) -> None:
-        self.stats = UtpStats()
-        self._config = config
-        self._receive_id, self._send_id = ids
-        self._state = state
+        stats = UtpStats()
         self._timers: TimerTable[Timer] = TimerTable()
-        self._events: deque[UtpEvent] = deque()
-        self._sender = Sender(config, seq_nr, self._timers, self.stats, now)
-        self._receiver = Receiver(config, 0, self._timers, self.stats)
+        super().__init__(Receiver(config, 0, self._timers, stats), ids[0], stats, now)
+        self._config = config
+        self._send_id = ids[1]
+        self._life = Lifecycle(config, self._timers, state)
+        self._sender = Sender(config, seq_nr, self._timers, stats, now)
         self._syn = 0  # seq_nr of the SYN, ours or the peer's
         self._syn_count = 0
-        self._syn_due = self._reset_due = self._keepalive_due = self._close_wanted = False
-        self._last = (-1, -1)  # ack_nr and wnd_size of the last header whose acknowledgement was looked at
+        self._syn_due = self._keepalive_due = False
         self._absurd = 0
-        self._heard = self._sent = now
+        self._sent = now
         if config.idle_timeout:
             self._timers.set(Timer.IDLE, now + config.idle_timeout)
         if config.keepalive:
@@ -150,7 +133,7 @@ class UtpConnection:
         self = cls(config, now, ids, int.from_bytes(random(2)), State.SYN_RECEIVED)
         self._syn, self._syn_due = header.seq_nr, True
         self._begin_receiving(header.seq_nr + 1)
-        self._receiver.reply_micro = (int(now * 1e6) - header.timestamp) & _MICRO_MASK
+        self._receiver.reply_micro = (int(now * 1e6) - header.timestamp) & MICRO_MASK
         self.stats.packets_received = 1
         self._timers.set(Timer.STALL, now + config.stall_timeout)
         return self
@@ -183,7 +166,7 @@ class UtpConnection:
             self._sender.rtt.add(rtt, now)
         self._begin_receiving(peer_seq_nr)
         self._sender.peer_window = INITIAL_PEER_WINDOW
-        self._events.append(Connected())
+        self._life.events.append(Connected())
         return self
 
     def _begin_receiving(self, next_seq: int) -> None:
@@ -199,12 +182,12 @@ class UtpConnection:
     @property
     def state(self) -> State:
         """Where the connection is."""
-        return self._state
+        return self._life.state
 
     @property
     def ended(self) -> bool:
         """Nothing will happen any more; the `Ended` event tells why."""
-        return self._state in _ENDED
+        return self._life.ended
 
     @property
     def send_space(self) -> int:
@@ -238,7 +221,7 @@ class UtpConnection:
 
     @property
     def _may_send(self) -> bool:
-        return self._state not in _ENDED and not self._sender.closing and not self._close_wanted
+        return not self._life.ended and not self._sender.closing and not self._life.close_wanted
 
     # -- the application's side ----------------------------------------------------------------------------------
 
@@ -288,119 +271,25 @@ class UtpConnection:
 
     def next_event(self) -> UtpEvent | None:
         """The next event, or None."""
-        return self._events.popleft() if self._events else None
+        return self._life.events.popleft() if self._life.events else None
 
     def close(self) -> None:
         """End our direction after all that was accepted; the peer's stays open until it ends it.
 
         The connection is over when both have ended, or when the peer does not follow within `close_timeout`.
         """
-        if self._state in (State.SYN_SENT, State.SYN_RECEIVED):
-            self._close_wanted = True
+        if self._life.state in (State.SYN_SENT, State.SYN_RECEIVED):
+            self._life.close_wanted = True
         elif self._may_send:
             self._sender.closing = True
-            self._move(Input.CLOSE)
+            self._life.move(Input.CLOSE)
 
     def abort(self, detail: str = "aborted") -> None:
         """End the connection now: what is not acknowledged may be lost, and the peer is told by a RESET."""
-        if self._state not in _ENDED:
-            self._fail(Input.FAULT, EndReason.ABORTED, detail)
+        if not self._life.ended:
+            self._fail(EndReason.ABORTED, detail)
 
     # -- from the network ----------------------------------------------------------------------------------------
-
-    def receive_datagrams(self, batch: Iterable[Buffer], now: float) -> None:
-        """Take in datagrams, each a whole packet; data of them stays referenced until it has been read.
-
-        Never raises for what a datagram holds: it is dropped and counted, or ends the connection with one event.
-        """
-        receiver, receive_id, last = self._receiver, self._receive_id, self._last
-        expected = receiver.buffer.next_seq & 0xFFFF
-        payloads: list[Buffer] = []  # the next ones in order, with nothing new to say about what we sent
-        ack: Fields | None = None  # a packet that only acknowledges, and that a later one may make needless
-        timestamp = 0
-        for datagram in batch:
-            if len(datagram) < HEADER_BYTES:
-                self.stats.drop(DropReason.MALFORMED)
-                continue
-            fields: Fields = unpack_header(datagram)
-            first, extension, connection_id, sent, _, window, seq_nr, ack_nr = fields
-            if (
-                first == _DATA
-                and seq_nr == expected
-                and not extension
-                and (ack_nr, window) == last
-                and connection_id == receive_id
-            ):
-                payloads.append(datagram[HEADER_BYTES:])
-                expected = expected + 1 & 0xFFFF
-                timestamp = sent
-                continue
-            if payloads:
-                self._receive_in_order(payloads, timestamp, now)
-                payloads = []
-            if first == _STATE and not extension and connection_id == receive_id:
-                if ack is not None and not 0 < ack_nr - ack[7] & 0xFFFF < 0x8000:
-                    self._receive_packet(ack, b"", now)  # a repetition, which means something by itself
-                ack = fields
-                continue
-            if ack is not None:
-                self._receive_packet(ack, b"", now)
-                ack = None
-            self._receive_packet(fields, datagram[HEADER_BYTES:], now)
-            expected, last = receiver.buffer.next_seq & 0xFFFF, self._last
-        if payloads:
-            self._receive_in_order(payloads, timestamp, now)
-        if ack is not None:
-            self._receive_packet(ack, b"", now)
-        self._heard = now
-
-    def _receive_in_order(self, payloads: list[Buffer], timestamp: int, now: float) -> None:
-        """Take in packets of data that come next and say nothing new about what we sent."""
-        receiver = self._receiver
-        size = sum(map(len, payloads))
-        if receiver.on_run(payloads, size):
-            receiver.reply_micro = (int(now * 1e6) - timestamp) & _MICRO_MASK
-            self.stats.packets_received += len(payloads)
-            self.stats.bytes_received += size
-            return
-        seq_nr = receiver.buffer.next_seq
-        for at, payload in enumerate(payloads):
-            if self._state not in _ENDED:
-                self.stats.packets_received += 1
-                self._on_data((seq_nr + at) & 0xFFFF, payload, None, now)
-
-    def receive_run(self, headers: Buffer, bodies: Buffer, body_bytes: int, now: float) -> None:
-        """Take in packets whose headers and bodies lie one after the other, as a tunnel lays them when it opens them.
-
-        Args:
-            headers: the headers, 20 bytes each.
-            bodies: what follows each header, `body_bytes` long but for the last, which may be shorter; at least one
-                byte each.
-            body_bytes: see there.
-            now: the present time.
-        """
-        count = len(headers) // HEADER_BYTES
-        fields: Fields = unpack_header(headers)
-        first, extension, connection_id, timestamp, _, window, seq_nr, ack_nr = fields
-        receiver = self._receiver
-        if (
-            first == _DATA
-            and not extension
-            and (ack_nr, window) == self._last
-            and seq_nr == receiver.buffer.next_seq & 0xFFFF
-            and connection_id == self._receive_id
-            and is_header_run(headers, count)
-            and receiver.on_run((bodies,), len(bodies), count)
-        ):
-            receiver.reply_micro = (int(now * 1e6) - timestamp) & _MICRO_MASK
-            self.stats.packets_received += count
-            self.stats.bytes_received += len(bodies)
-        else:
-            view = memoryview(bodies)
-            for at in range(count):
-                body = view[at * body_bytes : (at + 1) * body_bytes]
-                self._receive_packet(unpack_header(headers, at * HEADER_BYTES), body, now)
-        self._heard = now
 
     def _receive_packet(self, fields: Fields, body: Buffer, now: float) -> None:
         """Take in any packet."""
@@ -412,7 +301,7 @@ class UtpConnection:
         if packet_type == PacketType.SYN:
             self._on_syn(connection_id, seq_nr)
             return
-        if connection_id != self._receive_id or self._state in _ENDED:
+        if connection_id != self._receive_id or self._life.ended:
             self.stats.drop(DropReason.FOREIGN)
             return
         extensions = _NO_EXTENSIONS
@@ -426,7 +315,7 @@ class UtpConnection:
         if packet_type == PacketType.RESET:
             self._on_reset(ack_nr)
             return
-        if self._state is State.SYN_SENT and not self._on_syn_answer(packet_type, seq_nr, ack_nr, window, now):
+        if self._life.state is State.SYN_SENT and not self._on_syn_answer(packet_type, seq_nr, ack_nr, window, now):
             return
         payload = body[extensions.length :] if extensions.length else body
         if not self._on_ack(
@@ -447,33 +336,31 @@ class UtpConnection:
     def _check_times(self, timestamp: int, difference: int, now: float) -> int | None:
         """Keep what the timestamps say; returns the one-way delay that the peer measured, if it is believable."""
         micros = int(now * 1e6)
-        self._receiver.reply_micro = (micros - timestamp) & _MICRO_MASK
+        self._receiver.reply_micro = (micros - timestamp) & MICRO_MASK
         if not difference or difference == NO_DELAY_SAMPLE:
             return None
         # The peer's clock now less its clock then, added to our clock then, is our clock now less the round trip: the
         # offset between the clocks cancels out, so a lie shows.
-        round_trip = (micros - timestamp + difference) & _MICRO_MASK
+        round_trip = (micros - timestamp + difference) & MICRO_MASK
         if round_trip <= MAX_PLAUSIBLE_RTT * 1e6:
             self._absurd = 0
             return difference
         self._absurd += 1
         self.stats.absurd_timestamps += 1
-        if self._absurd >= MAX_ABSURD_TIMESTAMPS and self._config.tunnel and self._state not in _ENDED:
-            self._fail(Input.FAULT, EndReason.VIOLATION, "timestamps that cannot be")
+        if self._absurd >= MAX_ABSURD_TIMESTAMPS and self._config.tunnel and not self._life.ended:
+            self._fail(EndReason.VIOLATION, "timestamps that cannot be")
         return None
 
     def _on_ack(self, ack_nr: int, window: int, sack: int, delay_us: int | None, now: float, *, pure: bool) -> bool:
         """Take in an acknowledgement; False when the rest of the packet is not to be looked at."""
-        if self._state in _ENDED:
+        if self._life.ended:
             return False
         flight = self._sender.flight
         una = flight.una + ((ack_nr + 1 - flight.una + 0x8000) & 0xFFFF) - 0x8000
         if una > flight.next_seq or una + 1 + sack.bit_length() > max(flight.next_seq, una + 1):
-            self._refuse(
-                DropReason.IMPOSSIBLE_ACK, f"an ack of {una - 1 + sack.bit_length()} packets past what was sent"
-            )
+            self._refuse(DropReason.IMPOSSIBLE_ACK, f"an ack of {(una + sack.bit_length()) & 0xFFFF}")
             return False
-        if self._state is State.SYN_RECEIVED:
+        if self._life.state is State.SYN_RECEIVED:
             if una != flight.next_seq:
                 self.stats.drop(DropReason.UNEXPECTED)
                 return False
@@ -482,18 +369,22 @@ class UtpConnection:
             self._become_established(now)
         self._last = (ack_nr, window)
         self._sender.on_ack(una, sack << 1, window, delay_us, now, pure=pure)
-        if self._sender.done and self._state in (State.CLOSING, State.CLOSING_BOTH, State.LAST_ACK):
-            self._move(Input.END_ACKNOWLEDGED)
-            self._wait_for_peer(now)
+        if self._sender.done and self._life.end_acknowledged(now, self._sender.rtt.rto):
+            self._finish(EndReason.CLOSED, "")
+            return False
         return True
+
+    def _receive_next(self, seq_nr: int, payload: Buffer, now: float) -> None:
+        """Take in a packet of data of which only the data counts."""
+        if not self._life.ended:
+            self.stats.packets_received += 1
+            self._on_data(seq_nr, payload, None, now)
 
     def _on_data(self, seq_nr: int, payload: Buffer, part: tuple[int, int] | None, now: float) -> None:
         before = self._receiver.buffer.used_bytes
         drop = self._receiver.on_data(seq_nr, payload, part)
         self.stats.bytes_received += self._receiver.buffer.used_bytes - before
         self._on_drop(drop, f"data with seq_nr {seq_nr}")
-        if self._state is State.HALF_CLOSED:
-            self._wait_for_peer(now)
         self._check_peer_end(now)
 
     def _on_drop(self, reason: DropReason | None, what: str) -> None:
@@ -505,21 +396,19 @@ class UtpConnection:
     def _refuse(self, reason: DropReason, what: str) -> None:
         """A packet breaks the protocol: bare, anybody could have sent it; in the tunnel it was the peer."""
         self.stats.drop(reason)
-        if self._config.tunnel and self._state not in _ENDED:
-            self._fail(Input.FAULT, EndReason.VIOLATION, f"{what}: {reason.value}")
+        if self._config.tunnel and not self._life.ended:
+            self._fail(EndReason.VIOLATION, f"{what}: {reason.value}")
 
     def _check_peer_end(self, now: float) -> None:
-        if self._receiver.buffer.finished and self._state in (State.ESTABLISHED, State.CLOSING, State.HALF_CLOSED):
-            self._move(Input.PEER_END)
-            self._events.append(PeerFinished())
-            self._wait_for_peer(now)
+        if self._receiver.buffer.finished:
+            self._life.peer_finished(now, self._sender.rtt.rto)
 
     # -- beginning and end ---------------------------------------------------------------------------------------
 
     def _on_syn(self, connection_id: int, seq_nr: int) -> None:
         """A SYN once more: our answer was lost. (libtorrent ignores these; libutp answers.)"""
-        if connection_id == self._send_id and seq_nr == self._syn and self._state is not State.SYN_SENT:
-            if self._state is State.SYN_RECEIVED:
+        if connection_id == self._send_id and seq_nr == self._syn and self._life.state is not State.SYN_SENT:
+            if self._life.state is State.SYN_RECEIVED:
                 self._syn_due = True
             else:
                 self._receiver.force_ack()
@@ -543,53 +432,32 @@ class UtpConnection:
         return True
 
     def _become_established(self, now: float) -> None:
-        self._move(Input.SYN_ACKNOWLEDGED if self._state is State.SYN_SENT else Input.CONFIRMED)
-        self._events.append(Connected())
-        if self._close_wanted:
-            self._close_wanted = False
+        self._life.connected()
+        if self._life.close_wanted:
+            self._life.close_wanted = False
             self.close()
         if self._sender.queue.size:
             self._timers.set(Timer.STALL, now + self._config.stall_timeout)
 
     def _on_reset(self, ack_nr: int) -> None:
-        sender = self._sender
-        behind = (sender.flight.next_seq - 1 - ack_nr) & 0xFFFF
-        if self._state is State.SYN_SENT:
-            if ack_nr == self._syn:
-                self._fail(Input.RESET, EndReason.REFUSED, "the peer refused the connection")
-            return
-        if behind >= 0x8000:  # as libtorrent: a forged one hardly knows our numbers
-            self._refuse(DropReason.IMPOSSIBLE_ACK, "a RESET")
-            return
-        if TRANSITIONS[self._state, Input.RESET] is State.CLOSED:
-            self._move(Input.RESET)
-            self._finish(EndReason.CLOSED, "")
+        if self._life.state is State.SYN_SENT:
+            known = ack_nr == self._syn
         else:
-            self._fail(Input.RESET, EndReason.RESET, "the peer reset the connection")
+            # As libtorrent: a forged one hardly knows our numbers.
+            known = (self._sender.flight.next_seq - 1 - ack_nr) & 0xFFFF < 0x8000
+        if known:
+            self._finish(*self._life.reset())
+        else:
+            self._refuse(DropReason.IMPOSSIBLE_ACK, "a RESET")
 
-    def _wait_for_peer(self, now: float) -> None:
-        """Arm what the present state waits for, or end."""
-        if self._state is State.HALF_CLOSED:
-            self._timers.set(Timer.LINGER, now + self._config.close_timeout)
-        elif self._state is State.LINGERING:
-            # For repetitions of the peer's FIN, should our ack of it be lost.
-            self._timers.set(Timer.LINGER, now + self._last_patience)
-        elif self._state is State.CLOSED:
-            self._finish(EndReason.CLOSED, "")
-
-    def _move(self, event: Input) -> None:
-        self._state = TRANSITIONS[self._state, event]
-
-    def _fail(self, event: Input, reason: EndReason, detail: str) -> None:
-        self._reset_due = event is not Input.RESET and self._state is not State.SYN_SENT
-        self._move(event)
+    def _fail(self, reason: EndReason, detail: str) -> None:
+        self._life.fail()
         self._finish(reason, detail)
 
     def _finish(self, reason: EndReason, detail: str) -> None:
         """The one end of a connection: what has arrived can still be read."""
-        self._events.append(Ended(reason, detail or reason.value))
+        self._life.end(reason, detail)
         self._last = (-1, -1)
-        self._timers.clear_all()
         self._sender.forget()
         self._receiver.buffer.forget_gaps()
 
@@ -602,7 +470,7 @@ class UtpConnection:
     def handle_timeout(self, now: float) -> None:
         """Let the timers fire that are due."""
         for timer in self._timers.pop_due(now):
-            if self._state in _ENDED:
+            if self._life.ended:
                 return
             if timer is Timer.DELAYED_ACK:
                 self._receiver.force_ack()
@@ -612,44 +480,35 @@ class UtpConnection:
             elif timer is Timer.IDLE:
                 self._on_idle(now)
             elif timer is Timer.LINGER:
-                self._on_patience_over(now)
-            elif self._state is State.SYN_SENT and timer is Timer.RETRANSMIT:
+                sender = self._sender
+                if self._life.patience_over(
+                    now, sender.rtt.rto, self._heard, only_fin_missing=sender.flight.una == sender.fin_seq
+                ):
+                    self._finish(EndReason.CLOSED, "")
+            elif self._life.state is State.SYN_SENT and timer is Timer.RETRANSMIT:
                 self._syn_due = True
                 if self._syn_count > SYN_RETRIES:
-                    self._fail(Input.FAULT, EndReason.TIMED_OUT, "no answer to the SYN")
-            elif self._sender.on_timer(timer, now) or (timer is Timer.STALL and self._state is State.SYN_RECEIVED):
+                    self._fail(EndReason.TIMED_OUT, "no answer to the SYN")
+            elif self._sender.on_timer(timer, now) or (timer is Timer.STALL and self._life.state is State.SYN_RECEIVED):
                 self._on_stall()
-
-    @property
-    def _last_patience(self) -> float:
-        """How long to wait for what a peer need not send: time for three repetitions."""
-        return min(8 * self._sender.rtt.rto, self._config.close_timeout)
-
-    def _on_patience_over(self, now: float) -> None:
-        sender = self._sender
-        if self._state in (State.LAST_ACK, State.CLOSING_BOTH) and sender.flight.una != sender.fin_seq:
-            self._timers.set(Timer.LINGER, now + self._last_patience)  # data is missing, not just the FIN
-            return
-        self._move(Input.PATIENCE_OVER)
-        self._finish(EndReason.CLOSED, "")
 
     def _on_idle(self, now: float) -> None:
         deadline = self._heard + self._config.idle_timeout
         if deadline <= now:
-            self._fail(Input.FAULT, EndReason.TIMED_OUT, f"nothing heard for {self._config.idle_timeout:g} s")
+            self._fail(EndReason.TIMED_OUT, f"nothing heard for {self._config.idle_timeout:g} s")
         else:
             self._timers.set(Timer.IDLE, deadline)
 
     def _on_stall(self) -> None:
         seconds = f"{self._config.stall_timeout:g} s"
-        if self._sender.peer_window < self._config.mtu and self._state is not State.SYN_RECEIVED:
-            self._fail(Input.FAULT, EndReason.STALLED, f"the peer's window has been shut for {seconds}")
+        if self._sender.peer_window < self._config.mtu and self._life.state is not State.SYN_RECEIVED:
+            self._fail(EndReason.STALLED, f"the peer's window has been shut for {seconds}")
         else:
-            self._fail(Input.FAULT, EndReason.TIMED_OUT, f"nothing acknowledged for {seconds}")
+            self._fail(EndReason.TIMED_OUT, f"nothing acknowledged for {seconds}")
 
     def datagram_too_big(self, size: int, now: float) -> None:
         """The carrier refused a packet of `size` bytes, header included (EMSGSIZE): use smaller ones."""
-        if self._state not in _ENDED:
+        if not self._life.ended:
             self._sender.datagram_too_big(size, now)
 
     def path_changed(self, now: float, mtu_ceiling: int | None = None) -> None:
@@ -659,7 +518,7 @@ class UtpConnection:
             now: the present time.
             mtu_ceiling: largest packet that the new way may take, if that is known.
         """
-        if self._state not in _ENDED:
+        if not self._life.ended:
             self._sender.restart_path(now, mtu_ceiling)
 
     # -- to the network ------------------------------------------------------------------------------------------
@@ -671,7 +530,7 @@ class UtpConnection:
             now: the present time.
             max_bytes: about how much payload to give out at once, so that a burst stays within what a socket takes.
         """
-        if self._state not in _SENDING:
+        if self._life.state not in _SENDING:
             return self._control_packets(now)
         receiver = self._receiver
         batches: list[Batch] = []
@@ -682,8 +541,8 @@ class UtpConnection:
         if data:
             receiver.sent()
             batches += data
-            if self._state in (State.LAST_ACK, State.CLOSING_BOTH) and self._sender.fin_seq is not None:
-                self._timers.set_if_unset(Timer.LINGER, now + self._last_patience)
+            if self._sender.fin_seq is not None:
+                self._life.wait_for_last_ack(now, self._sender.rtt.rto)
         elif receiver.ack_due and not batches:
             batches.append(self._state_packet(now))
         elif self._keepalive_due:
@@ -699,17 +558,17 @@ class UtpConnection:
     def _control_packets(self, now: float) -> list[Batch]:
         """Packets of the states that carry no data."""
         packet: Batch | None = None
-        if self._reset_due:
-            self._reset_due = False
+        if self._life.reset_due:
+            self._life.reset_due = False
             packet = self._bare(self._header(PacketType.RESET, now))
-        elif self._state is State.SYN_SENT and self._syn_due:
+        elif self._life.state is State.SYN_SENT and self._syn_due:
             packet = self._bare(
                 self._header(PacketType.SYN, now)._replace(connection_id=self._receive_id, seq_nr=self._syn, ack_nr=0)
             )
             self._timers.set(Timer.RETRANSMIT, now + INITIAL_RTO * 2**self._syn_count)
             self._syn_count += 1
-        elif (self._state is State.SYN_RECEIVED and self._syn_due) or (
-            self._state is State.LINGERING and self._receiver.ack_due
+        elif (self._life.state is State.SYN_RECEIVED and self._syn_due) or (
+            self._life.state is State.LINGERING and self._receiver.ack_due
         ):
             packet = self._state_packet(now)
         self._syn_due = False
@@ -724,7 +583,7 @@ class UtpConnection:
             packet_type,
             extension,
             self._send_id,
-            int(now * 1e6) & _MICRO_MASK or 1,  # libtorrent takes 0 for "no time"
+            int(now * 1e6) & MICRO_MASK or 1,  # libtorrent takes 0 for "no time"
             receiver.reply_micro,
             receiver.window,
             self._sender.flight.next_seq,
