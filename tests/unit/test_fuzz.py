@@ -8,8 +8,8 @@ from fuzz.runner import run_plain
 from fuzz.target import CORPUS, Target
 from fuzz.targets import TARGETS
 
-INPUTS = 5000
-SECONDS = 4.0
+INPUTS = 2000
+SECONDS = 3.0
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
