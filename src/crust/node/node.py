@@ -235,25 +235,41 @@ class Node:
         report = Report(str(peer))
         if peer == self.id:
             raise _failed(SelfDialError("this is the PeerId of the dialling node itself"), report, 0.0)
+        if contact.candidates:
+            self._remember(peer, contact.candidates)
         found = core.registry.find(peer)
-        if found is not None:
-            if contact.candidates:
-                self._remember(peer, contact.candidates)
+        if found is not None and found.path_count:
             return found
         task = self._dials.get(peer)
         if task is None:
-            if contact.candidates:
-                self._remember(peer, contact.candidates)
-            task = self._start_dial(contact, report, started, timeout)
+            return await self._wait_for_dial(peer, self._start_dial(contact, report, started, timeout))
+        try:
+            async with asyncio.timeout(timeout):  # the dial under way may have more time than this call
+                return await self._wait_for_dial(peer, task)
+        except TimeoutError:
+            raise _failed(NoPathError("no candidate answered in time"), report, monotonic() - started) from None
+
+    async def _wait_for_dial(self, peer: PeerId, task: asyncio.Task[Connection]) -> Connection:
+        """Wait for a dial, which is given up when nobody waits for it any more."""
         waiters = self._dial_waiters
         waiters[task] = waiters.get(task, 0) + 1
         try:
             return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and self._core is not None and self._core.closing:
+                raise LocalProtocolError("the node is closed") from None
+            raise
         finally:
             waiters[task] -= 1
             if not waiters[task]:
                 del waiters[task]
                 task.cancel()  # has no effect on a dial that is done
+                self._forget_dial(peer, task)
+
+    def _forget_dial(self, peer: PeerId, task: asyncio.Task[Connection]) -> None:
+        """A dial is over, or about to be: who comes now starts another."""
+        if self._dials.get(peer) is task:
+            del self._dials[peer]
 
     def _start_dial(
         self, contact: Contact, report: Report, started: float, limit: float, mode: _Mode = _Mode.CALL
@@ -261,20 +277,20 @@ class Node:
         core = self._started()
         task = core.loop.create_task(self._dial(contact, report, started, limit, mode))
         self._dials[contact.id] = task
-        task.add_done_callback(lambda _: self._dials.pop(contact.id, None))
+        task.add_done_callback(lambda task: self._forget_dial(contact.id, task))
         return task
 
     async def _connect_directly(self, contact: Contact, limit: float) -> Connection:
         """Connect to a bootstrap or rendezvous node, of whose address we know."""
         core = self._started()
         found = core.registry.find(contact.id)
-        if found is not None:
+        if found is not None and found.path_count:
             return found
         self._remember(contact.id, contact.candidates)
         task = self._dials.get(contact.id)
         if task is None:
             task = self._start_dial(contact, Report(str(contact.id)), monotonic(), limit, _Mode.DIRECT)
-        return await asyncio.shield(task)
+        return await self._wait_for_dial(contact.id, task)
 
     def _called(self, contact: Contact, candidates: Sequence[Candidate]) -> bool:
         """A peer dials us through a rendezvous: dial it too, so that NATs on both sides open (PROTOCOL 21)."""
@@ -287,6 +303,8 @@ class Node:
             self._remember(peer, tuple(candidates))
             report = Report(str(peer))
             task = self._start_dial(contact, report, monotonic(), _ANSWERING_SECONDS, _Mode.ANSWER)
+            self._dial_waiters[task] = 1  # the caller, for whom nobody here waits
+            task.add_done_callback(lambda task: self._dial_waiters.pop(task, None))
             task.add_done_callback(_forget_failure)
         return True
 
@@ -317,7 +335,8 @@ class Node:
         except OSError as error:
             raise _failed(NoPathError(str(error)), report, monotonic() - started) from error
         finally:
-            del self._arrivals[peer]
+            if self._arrivals.get(peer) is arrival:
+                del self._arrivals[peer]
             race.add_done_callback(_close_late)
             race.cancel()
         # A connection may have come in while we dialled; then this is one more path of it.

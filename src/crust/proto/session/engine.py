@@ -641,7 +641,10 @@ class Session:
 
     def close(self, now: float) -> None:
         """Send what is queued, then CLOSE; `SessionEnded` follows when the peer has it, or after a time-out."""
-        if self.state is SessionState.OPEN:
+        if self.state is SessionState.OPEN and not self._paths and not self.outbox.owes():
+            # Nothing to deliver and nobody to tell; a peer that comes back is told that we have closed.
+            self._end(ConnectionClosed("the connection is closed"))
+        elif self.state is SessionState.OPEN:
             self.state = SessionState.CLOSING
             self.outbox.queue_close(0)
             self._timers.set(Timer.CLOSE, now + self._limits.close_timeout)
