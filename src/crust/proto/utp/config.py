@@ -29,7 +29,7 @@ class UtpConfig:
             packets are gathered into one send.
         max_batch_datagrams: packets in one batch.
         ack_delay: seconds that the ack of a single packet may wait for company.
-        peer_ack_delay: the same of the peer, for time-outs (libutp: 100 ms).
+        peer_ack_delay: the same of a bare peer, for time-outs (libutp: 100 ms); in the tunnel it is `ack_delay`.
         keepalive: seconds without sending after which a packet keeps NATs open; 0 for never (a tunnel has its own).
         idle_timeout: seconds without a packet of the peer after which it is taken for dead; 0 for never.
         stall_timeout: seconds for which the peer may acknowledge nothing, or keep its window shut, while there is

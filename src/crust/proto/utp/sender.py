@@ -293,7 +293,10 @@ class Sender:
             return rtt.rto
         delay = max(2 * rtt.srtt, rtt.srtt + 4 * rtt.rttvar, MIN_LOSS_PROBE)
         # One or two packets may wait for company at the peer before it acknowledges them.
-        return delay + self._config.peer_ack_delay if self.flight.count <= 2 else delay
+        config = self._config
+        return (
+            delay + (config.ack_delay if config.tunnel else config.peer_ack_delay) if self.flight.count <= 2 else delay
+        )
 
     def _arm(self, now: float) -> None:
         """Set the time-outs after progress or a new packet."""
@@ -439,7 +442,8 @@ class Sender:
             return
         self._timers.clear(Timer.PERSIST)
         room = self._allowance(min(queue.size, window), now, max_bytes)
-        probe = self.mtu.next_probe()
+        # Not in the first flight, which sets out before anything is known of the path.
+        probe = self.mtu.next_probe() if flight.rack_time >= 0 else None
         if probe is not None and room >= probe and queue.size >= probe and self.congestion.cwnd >= 3 * probe:
             payloads = queue.take(probe - HEADER_BYTES, 1)
             self.mtu.sent(flight.next_seq, probe)
