@@ -8,7 +8,7 @@ is overdue by more than the reordering that the path is known for.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
 from crust.proto.utp.constants import SPURIOUS_RTT_FRACTION
@@ -265,7 +265,9 @@ class Flight:
         if done:
             # Nothing above the highest arrival: an acknowledgement may not reach that far.
             lost = self._mark_first_copies(min(self._burst_ends[done - 1], self.fack))
-            self._silent_bytes = self._count_silent(self._burst_ends[done - 1])
+            # Of the burst that has begun to arrive the rest may be right behind.
+            older = bisect_left(self._burst_times, self.rack_time, 0, done)
+            self._silent_bytes = self._count_silent(self._burst_ends[older - 1]) if older else 0
             if lost:
                 sent = self._burst_times[bisect_right(self._burst_ends, self.una + lost.bit_length() - 1)]
             self._prune_bursts(max(self.una, self._judged))
@@ -327,13 +329,14 @@ class Flight:
             return False
         self.lost |= 1
         self.lost_bytes += len(self.payloads[0])
+        self._silent_bytes = 0
         return True
 
     def lose_all(self) -> None:
         """Take for lost all that has not arrived (time-out)."""
         self.lost = ((1 << len(self._ends)) - 1) & ~self.sacked
         self.lost_bytes = self.unreceived_bytes
-        self.resent = 0
+        self.resent = self._silent_bytes = 0
         self._resent_at.clear()
         self._judged = self.next_seq
         self._prune_bursts(self._judged)
@@ -341,6 +344,7 @@ class Flight:
     def lose(self, seq: int) -> None:
         """Take one outstanding packet for lost (it was too big for the path)."""
         bit = 1 << (seq - self.una)
+        self._silent_bytes = 0
         if self.resent & bit:
             self._mark_repetition(seq)
         elif not (self.lost | self.sacked) & bit:
