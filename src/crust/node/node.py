@@ -71,6 +71,7 @@ class Node:
         self._dials: dict[PeerId, asyncio.Task[Connection]] = {}
         self._dial_waiters: dict[asyncio.Task[Connection], int] = {}
         self._redials: dict[Connection, asyncio.Task[None]] = {}
+        self._redial_again: dict[Connection, asyncio.Event] = {}  # the path that was being confirmed has gone, too
         self._known: dict[PeerId, tuple[Candidate, ...]] = {}
         self._stats = Stats()
 
@@ -417,15 +418,30 @@ class Node:
     # --- dialling again ------------------------------------------------------------------------------------------
 
     def _redial(self, connection: Connection) -> None:
-        if connection.peer not in self._known or connection in self._redials:
+        if connection in self._redials:
+            self._redial_again[connection].set()
+            return
+        if connection.peer not in self._known:
             return
         assert self._core is not None
-        task = self._core.loop.create_task(self._keep_dialling(connection))
+        again = self._redial_again[connection] = asyncio.Event()
+        task = self._core.loop.create_task(self._keep_dialling(connection, again))
         self._redials[connection] = task
-        task.add_done_callback(lambda _: self._redials.pop(connection, None))
+        task.add_done_callback(lambda _: self._redial_ended(connection, again))
 
-    async def _keep_dialling(self, connection: Connection) -> None:
+    def _redial_ended(self, connection: Connection, again: asyncio.Event) -> None:
+        if self._redial_again.get(connection) is again:
+            del self._redials[connection], self._redial_again[connection]
+
+    async def _keep_dialling(self, connection: Connection, again: asyncio.Event) -> None:
         """Dial a peer whose connection needs a path, until it has a good one or has ended."""
+        try:
+            await self._dial_until_good(connection, again)
+        finally:
+            # Now: a path that is lost between the end of this task and its callbacks needs another one.
+            self._redial_ended(connection, again)
+
+    async def _dial_until_good(self, connection: Connection, again: asyncio.Event) -> None:
         core = self._core
         assert core is not None
         attempts = 0
@@ -446,7 +462,8 @@ class Node:
                 return
             self._attach(connection, won, started)
             core.stats.count("path.redialled")
-            await self._confirmed(connection)
+            again.clear()
+            await self._confirmed(connection, again)
             if connection.session.active_path is not None and not connection.session.needs_path():
                 return
 
@@ -454,11 +471,16 @@ class Node:
         """Whether a connection needs no path any more."""
         return connection.closed or self._core is None or self._core.closing
 
-    async def _confirmed(self, connection: Connection) -> None:
-        """Wait for an echo over the new path."""
-        with contextlib.suppress(TimeoutError, CrustError):
-            async with asyncio.timeout(_REDIAL_TIMEOUT):
-                await connection.ping()
+    async def _confirmed(self, connection: Connection, again: asyncio.Event) -> None:
+        """Wait for an echo over the new path, or for its end."""
+        waiting = {asyncio.ensure_future(connection.ping()), asyncio.ensure_future(again.wait())}
+        try:
+            done, _ = await asyncio.wait(waiting, timeout=_REDIAL_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+        for task in done:
+            task.exception()  # how the connection ended is its own affair
 
     def _connection_ended(self, connection: Connection) -> None:
         task = self._redials.get(connection)
