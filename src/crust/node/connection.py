@@ -50,6 +50,7 @@ _WRITE_AT_ONCE: Final = 256 * 1024
 """Queued bytes that are worth a write before the end of the loop's turn."""
 
 _DATAGRAMS_KEPT: Final = 1024
+_PINGS_AT_ONCE: Final = 32
 _PATHS_KEPT: Final = 64
 
 
@@ -154,6 +155,8 @@ class Connection:
             outbox.queue_message(data, priority, None)
         else:
             session.send(data, priority, monotonic() + expires_in)
+        if self._senders is not None:
+            self._wake_senders(self._queue_limit - 1)
         # The first message of a loop's turn goes out at once, those behind it together.
         if not self._pump_due:
             self._pump_due = True
@@ -163,45 +166,39 @@ class Connection:
             self.pump()
 
     async def _wait_for_room(self, priority: int) -> None:
-        outbox = self.session.outbox
         if self._senders is None:
             self._senders = {}
         queue = self._senders.setdefault(priority, deque())
-        # Who came first sends first: messages of a priority stay in the order of the calls.
-        while queue or outbox.queued_bytes[priority] >= self._queue_limit:
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            queue.append(waiter)
-            try:
-                await waiter
-                if outbox.queued_bytes[priority] < self._queue_limit or self._ended:
-                    break
-            except asyncio.CancelledError:
-                if waiter.done() and not waiter.cancelled():
-                    self._wake_senders()  # pass the turn on
-                raise
-            finally:
-                if waiter in queue:
-                    queue.remove(waiter)
-        self._wake_senders()
-        self.session.check_open()
+        if not queue and self.session.outbox.queued_bytes[priority] < self._queue_limit:
+            return  # others wait, but not in this priority
+        # Who came first sends first: each stays at its place until it goes on, and newcomers stand behind it.
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        queue.append(waiter)
+        try:
+            await waiter
+            self.session.check_open()
+        except BaseException:
+            queue.remove(waiter)
+            self._wake_senders(self._queue_limit - 1)  # pass the turn on
+            raise
+        queue.popleft()
 
-    def _wake_senders(self) -> None:
-        """Let the first waiting sender of each priority go on where there is room."""
+    def _wake_senders(self, most: int) -> None:
+        """Let the first waiting sender go on in each priority that has at most so many bytes queued.
+
+        When it has queued its message, it wakes the next.
+        """
         senders = self._senders
         if senders is None:
             return
         queued = self.session.outbox.queued_bytes
+        closing = self.session.state is not SessionState.OPEN
         for priority in list(senders):
             queue = senders[priority]
-            while queue and queue[0].done():
-                queue.popleft()
             if not queue:
                 del senders[priority]
-            elif queued[priority] <= self._queue_limit // 2 or self._ended:
-                for waiter in queue:
-                    if not waiter.done():
-                        waiter.set_result(None)
-                queue.clear()
+            elif (queued[priority] <= most or closing) and not queue[0].done():
+                queue[0].set_result(None)
         if not senders:
             self._senders = None
 
@@ -283,6 +280,11 @@ class Connection:
             raise self.session.ended
         if self._pings is None:
             self._pings = {}
+        while len(self._pings) >= _PINGS_AT_ONCE:  # more than these the peer need not answer
+            await asyncio.wait(list(self._pings.values()), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)
+            if self.session.ended is not None:
+                raise self.session.ended
         token = self.session.ping(monotonic())
         answer: asyncio.Future[float] = self._loop.create_future()
         self._pings[token] = answer
@@ -291,6 +293,7 @@ class Connection:
             return await answer
         finally:
             self._pings.pop(token, None)
+            self.session.forget_ping(token)
 
     async def receipt(self, mark: Any) -> Receipt:
         """For `Message.receipt`."""
@@ -501,7 +504,7 @@ class Connection:
         while (event := session.next_event()) is not None:
             self._handle(event, now)
         if self._senders is not None:
-            self._wake_senders()
+            self._wake_senders(self._queue_limit // 2)
         if self._streams is not None:
             self._wake_writers()
         self._arm()
@@ -697,7 +700,7 @@ class Connection:
             self._timer.cancel()
             self._timer = None
         self._wake()
-        self._wake_senders()
+        self._wake_senders(0)
         for stream in (self._streams or {}).values():
             stream.wake()
         for answer in (self._pings or {}).values():

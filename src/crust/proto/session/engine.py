@@ -596,6 +596,10 @@ class Session:
             path.control.append(frames.serialize_ping(token))
         return token
 
+    def forget_ping(self, token: int) -> None:
+        """Nobody waits for this answer any more."""
+        self._pings.pop(token, None)
+
     def _ping_token(self, path: _Path | None, now: float) -> int:
         token = self._next_token
         self._next_token += 1
