@@ -19,6 +19,7 @@ from crust.testing.natlab.matrix import CrustProgram, Expectation, Outcome, Prog
 from crust.testing.natlab.places import Host, LinkChanges, Site
 from crust.testing.natlab.probe import Findings, measure, prove
 from crust.testing.natlab.process import Process
+from crust.testing.natlab.summary import PairSummary, summarize
 
 __all__ = [
     "NATS",
@@ -37,6 +38,7 @@ __all__ = [
     "Nat",
     "NotAsDeclared",
     "Outcome",
+    "PairSummary",
     "Ports",
     "Process",
     "Program",
@@ -46,5 +48,6 @@ __all__ = [
     "measure",
     "prove",
     "run_matrix",
+    "summarize",
     "table",
 ]

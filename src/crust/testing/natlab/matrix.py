@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from crust.crypto.keys import Identity
 from crust.testing.natlab.declare import NATS, Behaviour, Kind, Ports
 from crust.testing.natlab.errors import LabError
 from crust.testing.natlab.lab import Lab
 from crust.testing.natlab.places import Host
 from crust.testing.natlab.probe import prove
-from crust.testing.natlab.process import Process
+from crust.testing.natlab.process import Process, Stdio
 
 __all__ = ["CrustProgram", "Expectation", "Outcome", "Program", "expect", "run_matrix", "table"]
 
@@ -42,6 +43,9 @@ class Program(Protocol):
     def dialler(self, host: Host, rendezvous: Line, listener: Line, transport: str) -> Sequence[str]:
         """The command for the peer that dials; its last line is the result, as that of `crust ping --json`."""
 
+    def announce(self, host: Host) -> Line:
+        """What the listener's first line will say, as far as the dialler needs it; asked only where it starts late."""
+
 
 @dataclass(frozen=True, slots=True)
 class CrustProgram:
@@ -54,6 +58,7 @@ class CrustProgram:
         dial_options: for the dialler.
         target: the key of the listener's first line that is dialled: "id" by way of the rendezvous, "contact" directly.
         timeout: seconds that a dial may take.
+        wait: seconds for which a dialler asks again where the peer is not there yet.
     """
 
     directory: Path
@@ -62,9 +67,17 @@ class CrustProgram:
     dial_options: tuple[str, ...] = ("-c", "1")
     target: str = "id"
     timeout: float = 15.0
+    wait: float = 0.0
+
+    def _key_file(self, host: Host) -> Path:
+        return self.directory / f"{host.name}.key"
 
     def _identity(self, host: Host) -> list[str]:
-        return ["--identity", str(self.directory / f"{host.name}.key"), *self.options]
+        return ["--identity", str(self._key_file(host)), *self.options]
+
+    def announce(self, host: Host) -> Line:
+        """The PeerId, which needs no program: a late listener is always dialled by it."""
+        return {"id": str(Identity.load_or_create(self._key_file(host)).id)}
 
     def rendezvous(self, host: Host) -> list[str]:
         """A node on every address of the host, at port 443."""
@@ -81,6 +94,7 @@ class CrustProgram:
     def dialler(self, host: Host, rendezvous: Line, listener: Line, transport: str) -> list[str]:
         """One dial by PeerId."""
         known = ["--bootstrap", rendezvous["contact"], "--transport", transport, "--timeout", str(self.timeout)]
+        known += ["--wait", str(self.wait)] if self.wait else []
         return [
             *self.command,
             "ping",
@@ -259,27 +273,66 @@ async def _end(process: Process) -> None:
     process.close()
 
 
-async def _start(stack: AsyncExitStack, host: Host, argv: Sequence[str]) -> Process:
-    process = await host.run(argv, stdin=subprocess.DEVNULL, stderr=None)
-    stack.push_async_callback(_end, process)
-    return process
+class _Programs(AsyncExitStack):
+    """The programs of one try: they end in an orderly way, or at once where the matrix is called off."""
+
+    def __init__(self, stderr: Stdio) -> None:
+        super().__init__()
+        self._stderr = stderr
+
+    async def start(self, host: Host, argv: Sequence[str]) -> Process:
+        process = await host.run(argv, stdin=subprocess.DEVNULL, stderr=self._stderr)
+
+        async def end(kind: type[BaseException] | None, *_: object) -> None:
+            if kind is not None and not issubclass(kind, Exception):
+                process.kill()
+                process.close()
+            else:
+                await _end(process)
+
+        self.push_async_exit(end)
+        return process
 
 
-async def _dial(program: Program, hosts: tuple[Host, Host], rendezvous: Line, transport: str, timeout: float) -> Line:
-    """One dial with fresh programs on both sides; returns the dialler's last line."""
-    first, second = hosts
-    async with AsyncExitStack() as stack:
-        listening = await _start(stack, second, program.listener(second, rendezvous, transport))
-        listener = await _first_line(listening, "listener")
-        dialling = await _start(stack, first, program.dialler(first, rendezvous, listener, transport))
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One dial to be made."""
+
+    program: Program
+    transport: str
+    timeout: float
+    late: float
+    stderr: Stdio
+
+    async def run(self, first: Host, second: Host, rendezvous: Line) -> Line:
+        """Dial with fresh programs on both sides; returns the dialler's last line."""
+        program, transport = self.program, self.transport
+        async with _Programs(self.stderr) as programs:
+            listening = program.listener(second, rendezvous, transport)
+            if self.late:
+                dialling = program.dialler(first, rendezvous, program.announce(second), transport)
+                dialler = await programs.start(first, dialling)
+                result = asyncio.ensure_future(self._result(dialler))
+                try:
+                    await asyncio.wait((result,), timeout=self.late)
+                    await _first_line(await programs.start(second, listening), "listener")
+                    return await result
+                finally:
+                    result.cancel()
+            listener = await _first_line(await programs.start(second, listening), "listener")
+            return await self._result(
+                await programs.start(first, program.dialler(first, rendezvous, listener, transport))
+            )
+
+    async def _result(self, dialler: Process) -> Line:
         try:
-            async with asyncio.timeout(timeout):
-                out, _ = await dialling.communicate()
+            async with asyncio.timeout(self.timeout):
+                out, _ = await dialler.communicate()
         except TimeoutError:
-            return {"error": f"the dialler did not end within {timeout:.0f} s"}
+            return {"error": f"the dialler did not end within {self.timeout:.0f} s"}
         lines = out.splitlines()
         if not lines:
-            return {"error": f"the dialler ended with code {dialling.returncode} and said nothing"}
+            return {"error": f"the dialler ended with code {dialler.returncode} and said nothing"}
         result: Line = json.loads(lines[-1])
         return result
 
@@ -299,7 +352,7 @@ def _outcome(first: Kind, second: Kind, transport: str, attempt: int, result: Li
     )
 
 
-async def run_matrix(
+async def run_matrix(  # noqa: PLR0913 - options by keyword, each with a default
     lab: Lab,
     program: Program,
     *,
@@ -308,6 +361,8 @@ async def run_matrix(
     tries: int = 1,
     timeout: float = 30.0,
     check_kinds: bool = True,
+    late: float = 0.0,
+    stderr: Stdio = None,
 ) -> AsyncIterator[Outcome]:
     """Dial in every pair; a try starts with routers that remember nothing and with fresh programs.
 
@@ -319,6 +374,8 @@ async def run_matrix(
         tries: how often each pair dials with each transport.
         timeout: seconds after which a dialler is given up.
         check_kinds: whether each kind has to prove itself before it is used.
+        late: seconds after the dialler at which the listener starts; by default it starts first.
+        stderr: where the programs write what they have to say; by default where we do.
 
     Yields:
         One outcome for each dial, as it comes.
@@ -329,17 +386,18 @@ async def run_matrix(
         NotAsDeclared: a kind is not what it is said to be.
     """
     grounds = _Grounds(lab, check_kinds=check_kinds)
-    async with AsyncExitStack() as stack:
+    async with _Programs(stderr) as programs:
         middle = await lab.public("rendezvous")
-        rendezvous = await _first_line(await _start(stack, middle, program.rendezvous(middle)), "rendezvous")
+        rendezvous = await _first_line(await programs.start(middle, program.rendezvous(middle)), "rendezvous")
         for one, two in pairs:
             first = NATS[one] if isinstance(one, str) else one
             second = NATS[two] if isinstance(two, str) else two
             for transport in transports:
+                call = _Call(program, transport, timeout, late, stderr)
                 for attempt in range(tries):
                     hosts = await grounds.pair(first, second)
                     before = await lab.counters()
-                    result = await _dial(program, hosts, rendezvous, transport, timeout)
+                    result = await call.run(*hosts, rendezvous)
                     after = await lab.counters()
                     busy = {name: after[name] - before[name] for name in ("overrun", "late")}
                     outcome = _outcome(first, second, transport, attempt, result)
