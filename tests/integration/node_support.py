@@ -75,7 +75,7 @@ class Proxy:
         accepted: connections so far.
     """
 
-    def __init__(self, upstream: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, upstream: int = 0, host: str = "127.0.0.1") -> None:
         self.upstream = upstream
         self._host = host
         self._server: asyncio.Server | None = None
