@@ -200,7 +200,8 @@ def _run(module: Any, args: argparse.Namespace, interrupts: Any) -> int:
     try:
         result = module.run(args, out)
         if inspect.iscoroutine(result):
-            result = run_coroutine(result, interrupts)
+            complain = None if args.debug else lambda error: out.say(f"crust: {sentence(error)}")
+            result = run_coroutine(result, interrupts, complain)
         return int(result)
     except OutputClosed:
         return 0

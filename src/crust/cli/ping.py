@@ -65,7 +65,7 @@ async def run(args: argparse.Namespace, out: Output) -> int:
         # The time to connect counts from here: the node is up and its bootstrap connections stand.
         await node.bootstrapped()
         try:
-            connection, connect_ms, first = await _connect(node, target, args)
+            connection, connect_ms, first = await _connect(node, target, args, out)
         except CrustError as error:
             report = getattr(error, "report", None) or Report(peer, error=str(error))
             raise _failed(peer, error, report, args, out) from error
@@ -117,21 +117,25 @@ async def _swap(node: Node, out: Output) -> str:
     return line
 
 
-async def _connect(node: Node, target: str, args: argparse.Namespace) -> tuple[Connection, float, float]:
+async def _connect(node: Node, target: str, args: argparse.Namespace, out: Output) -> tuple[Connection, float, float]:
     """Dial, again and again as long as --wait says; returns the milliseconds to the first echo, and its round trip."""
     started = time.monotonic()
     deadline = started + max(args.wait, _SWAP_SECONDS if args.swap and not args.wait else 0.0)
+    told = False
     while True:
         started = time.monotonic()
         try:
             connection = await node.connect(target, timeout=timeout(args))
             first = await connection.ping()
             return connection, (time.monotonic() - started) * 1000, first * 1000
-        except NoPathError:
-            pause = min(_RETRY_SECONDS, deadline - time.monotonic())
-            if pause <= 0:
+        except NoPathError as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise
-            await asyncio.sleep(pause)
+            if not told:
+                told = True
+                out.say(f"{error}; trying again for {left:.0f} s")
+            await asyncio.sleep(min(_RETRY_SECONDS, left))
 
 
 async def _measure(

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 _WINDOW_BYTES = 16 << 20
 _MOST_AT_ONCE = 4
 _FAREWELL_SECONDS = 3.0
+_ANSWER_SECONDS = 2.0
 _FAILURES_SHOWN = 10
 
 
@@ -107,7 +108,7 @@ class _Reception:
         self._directory = directory
         self._receipts: str | None = args.receipts
         self._bars = Bars(out, "Receiving")
-        self._running = 0
+        self._running: dict[Connection, asyncio.Event] = {}
         self._changed = asyncio.Event()
         self._ended = False
         self._error: CrustError | CommandError | None = None
@@ -138,16 +139,27 @@ class _Reception:
         async for stream in connection.streams():
             if stream.name != STREAM_NAME:
                 stream.reset()
-            elif self._ended or self._running >= (_MOST_AT_ONCE if self._keep else 1):
+                continue
+            await self._supersede(connection)
+            if self._ended or len(self._running) >= (_MOST_AT_ONCE if self._keep else 1):
                 await refuse_files(connection, stream, "another transfer is under way")
-            else:
-                self._running += 1
+                continue
+            done = asyncio.Event()
+            self._running[connection] = done
+            self._changed.set()
+            try:
+                await self._receive(connection, stream)
+            finally:
+                del self._running[connection]
+                done.set()
                 self._changed.set()
-                try:
-                    await self._receive(connection, stream)
-                finally:
-                    self._running -= 1
-                    self._changed.set()
+
+    async def _supersede(self, connection: Connection) -> None:
+        """A sender that was killed and started again comes before its old connection is known to be lost."""
+        for old, done in list(self._running.items()):
+            if old.peer == connection.peer and old is not connection and not await _answers(old):
+                old.abort(PeerLost(old.peer, "it has started anew"))
+                await done.wait()
 
     async def _receive(self, connection: Connection, stream: Stream) -> None:
         out = self._out
@@ -216,6 +228,15 @@ class _Reception:
         else:
             self._error = error
             self._ended = True
+
+
+async def _answers(connection: Connection) -> bool:
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await connection.ping()
+    except (CrustError, TimeoutError):
+        return False
+    return True
 
 
 def _claim_handler(connection: Connection, receipts: ReceiptFolder | None) -> ClaimHandler | None:

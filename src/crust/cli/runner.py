@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any
 
@@ -22,6 +22,7 @@ _TIDY_SECONDS = 1.0
 # So long after the first signal the process ends, even if something hangs in DNS, in a read from a terminal or in a
 # dead disk.
 _HARD_SECONDS = 1.8
+_MOST_COMPLAINTS = 10
 
 
 class Interrupts:
@@ -84,13 +85,22 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()
 
 
-def run_coroutine(main: Coroutine[Any, Any, int], interrupts: Interrupts) -> int:
+def run_coroutine(
+    main: Coroutine[Any, Any, int], interrupts: Interrupts, complain: Callable[[BaseException], None] | None = None
+) -> int:
     """Run `main` to its end and return its exit code, or that of an interruption.
 
     Unlike `asyncio.run` this never waits for threads of the default executor: one may hang in DNS for a minute.
+
+    Args:
+        main: the command.
+        interrupts: cancels it.
+        complain: told of faults in callbacks and forgotten tasks, each once; asyncio logs a traceback for them if None.
     """
     loop = new_event_loop()
     asyncio.set_event_loop(loop)
+    if complain is not None:
+        loop.set_exception_handler(_Complaints(complain))
     try:
         task = loop.create_task(main)
         interrupts.attach(loop, task)
@@ -106,6 +116,20 @@ def run_coroutine(main: Coroutine[Any, Any, int], interrupts: Interrupts) -> int
     finally:
         asyncio.set_event_loop(None)
         loop.close()
+
+
+class _Complaints:
+    """Passes on each fault once: one in a pump would fill the screen."""
+
+    def __init__(self, complain: Callable[[BaseException], None]) -> None:
+        self._complain = complain
+        self._said: set[str] = set()
+
+    def __call__(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is not None and repr(error) not in self._said and len(self._said) < _MOST_COMPLAINTS:
+            self._said.add(repr(error))
+            self._complain(error)
 
 
 async def _tidy_up(loop: asyncio.AbstractEventLoop) -> None:
