@@ -44,6 +44,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "resume_timeout": (0.0, 86400),
     "close_timeout": (0.1, 600),
     "dial_stagger": (0.0, 10),
+    "max_datagram_bytes": (1280, 65535),
 }
 
 
@@ -87,6 +88,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         resume_timeout: awake seconds for which a connection without a path is kept for its peer to come back.
         close_timeout: seconds that `close` waits for progress of what was sent.
         dial_stagger: seconds between the starts of two attempts of one dial.
+        max_datagram_bytes: the largest IP packet that µTP tries, headers included; the path may take less.
     """
 
     listen: list[str] | None = None
@@ -121,6 +123,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     resume_timeout: float = 900.0
     close_timeout: float = 10.0
     dial_stagger: float = 0.005
+    max_datagram_bytes: int = 65_535
 
     def __post_init__(self) -> None:
         """Check what the types cannot say.

@@ -22,7 +22,7 @@ from crust.errors import (
 )
 from crust.net.clock import monotonic
 from crust.node.message import Message
-from crust.node.path import TcpPath
+from crust.node.path import AnyPath
 from crust.node.stream import Stream
 from crust.proto.session.engine import Session, SessionState
 from crust.proto.session.events import (
@@ -34,7 +34,7 @@ from crust.proto.session.events import (
     SessionEnded,
 )
 from crust.proto.session.streams import StreamState
-from crust.types import Candidate, Path, Priority, Report, split_address
+from crust.types import Candidate, Path, Priority, Report, Transport, split_address
 from crust.wire.receipt import Receipt
 from crust.wire.service import ServiceMessage, serialize_service_message
 
@@ -92,7 +92,7 @@ class Connection:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._queue_limit = queue_limit
-        self._paths: dict[int, TcpPath] = {}
+        self._paths: dict[int, AnyPath] = {}
         self._history: list[Path] = []
         self._shown_path: int | None = None
         self._timer: asyncio.Handle | None = None
@@ -509,7 +509,7 @@ class Connection:
             self._wake_writers()
         self._arm()
 
-    def _write(self, path: TcpPath, now: float) -> None:
+    def _write(self, path: AnyPath, now: float) -> None:
         session = self.session
         written = 0
         while path.writable:
@@ -569,7 +569,7 @@ class Connection:
 
     # --- paths ---------------------------------------------------------------------------------------------------
 
-    def add_path(self, path: TcpPath, *, rank: int, rtt: float) -> None:
+    def add_path(self, path: AnyPath, *, rank: int, rtt: float) -> None:
         """Take over a path whose handshake is done."""
         now = monotonic()
         self._paths[path.id] = path
@@ -579,7 +579,7 @@ class Connection:
         self._note_path("up")
         self._owner.path_up(self, path.id)
 
-    def path_received(self, path: TcpPath, groups: list[tuple[bytes, list[bytes]]], now: float) -> None:
+    def path_received(self, path: AnyPath, groups: list[tuple[bytes, list[bytes]]], now: float) -> None:
         """Groups that came over a path."""
         session = self.session
         try:
@@ -605,13 +605,20 @@ class Connection:
         self.session.streams.opened.clear()
         self._wake()
 
-    def path_broken(self, path: TcpPath, error: RemoteProtocolError) -> None:
+    def path_broken(self, path: AnyPath, error: RemoteProtocolError) -> None:
         """Bytes that are no records: the path ends, as an injected byte would do it; the session goes on."""
         self._owner.misbehaved(self, error)
         self._drop_path(path.id, str(error), monotonic())
         self.pump()
 
-    def path_lost(self, path: TcpPath, reason: str) -> None:
+    def path_moved(self, path: AnyPath) -> None:
+        """The peer is at another address by now, on the same path."""
+        if path.id in self._paths:
+            self._history.append(path.info)
+            if path.id == self._shown_path:
+                self._owner.path_changed(self, path.info, "moved")
+
+    def path_lost(self, path: AnyPath, reason: str) -> None:
         """The path's socket is gone."""
         if path.id in self._paths:
             self._drop_path(path.id, reason, monotonic())
@@ -631,15 +638,23 @@ class Connection:
             self._owner.path_needed(self)
 
     def close_surplus(self) -> None:
-        """Close every path but the one that carries our data; the larger PeerId's task (PROTOCOL 12)."""
+        """Close every path but the one that carries our data and the best one of the other transport, which stands by.
+
+        The larger PeerId's task (PROTOCOL 12).
+        """
         active = self.session.active_path
-        if active is None or not self.session.confirmed(active):
+        if active is None or active not in self._paths or not self.session.confirmed(active):
             return
-        for path_id in list(self._paths):
-            if path_id != active:
+        kept = {self._paths[active].info.transport: active}
+        for path_id in sorted(self._paths, key=self.session.path_rank):
+            if kept.setdefault(self._paths[path_id].info.transport, path_id) != path_id:
                 self.session.close_path(path_id)
                 self._write(self._paths[path_id], monotonic())
                 self._drop_path(path_id, "surplus", monotonic())
+
+    def has_transport(self, transport: Transport) -> bool:
+        """Whether a live path uses a transport."""
+        return any(path.info.transport == transport for path in self._paths.values())
 
     @property
     def path_count(self) -> int:

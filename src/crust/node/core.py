@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from crust.config import Config
 from crust.crypto.aead import sha256
@@ -24,7 +24,7 @@ from crust.net.clock import monotonic, wall_clock
 from crust.net.tcp import ReadBuffer, TcpStream, WriteBuffers
 from crust.node.connection import Connection
 from crust.node.events import Event, EventReader, PathChanged, PeerClosed, PeerConnected
-from crust.node.path import TcpPath
+from crust.node.path import TcpPath, UtpPath
 from crust.node.stats import Stats
 from crust.proto.noise.handshake import EphemeralCache, HandshakeResult, Hello, Network, Role, Signing
 from crust.proto.noise.transport import KeyPair
@@ -37,10 +37,29 @@ from crust.proto.session.terms import SigningTerms
 from crust.types import Path, PathKind, Report
 from crust.wire.service import ServiceMessage, parse_service
 
-__all__ = ["Core"]
+if TYPE_CHECKING:
+    from crust.node.udp import UtpLink
+
+__all__ = ["Core", "Proven"]
 
 _SIGNING = {"off": Signing.OFF, "on": Signing.ON, "strict": Signing.STRICT}
 _RANKS = {"direct": 10, "mapped": 11, "punched": 12, "relayed": 50}
+
+
+# µTP is raced, never preferred: where both work, TCP carries bulk at less cost.
+_UTP_RANK: Final = 10
+
+
+class Proven(Protocol):
+    """What a handshake over any transport tells of the peer."""
+
+    @property
+    def peer(self) -> PeerId:
+        """The other side."""
+
+    @property
+    def hello(self) -> Hello:
+        """What it said of itself."""
 
 
 class Services(Protocol):
@@ -90,7 +109,7 @@ class Core:
 
     # --- connections and paths -----------------------------------------------------------------------------------
 
-    def new_connection(self, result: HandshakeResult, report: Report | None) -> Connection:
+    def new_connection(self, result: Proven, report: Report | None) -> Connection:
         """A connection without a path yet, with what the handshake agreed."""
         if self.closing:
             raise LocalProtocolError("the node is closed")
@@ -108,7 +127,7 @@ class Core:
         self.registry.add(peer, connection)
         return connection
 
-    def _terms(self, result: HandshakeResult) -> SigningTerms | None:
+    def _terms(self, result: Proven) -> SigningTerms | None:
         """How both directions are signed; the handshake has refused peers whose mode does not agree with ours."""
         if self.hello.signing is Signing.OFF:
             return None
@@ -132,6 +151,14 @@ class Core:
         """Give a connection a TCP path whose handshake is done."""
         path = TcpPath(next(self._path_ids), stream, codec, kind, connection, self.write_buffers, at_ms)
         connection.add_path(path, rank=_RANKS[kind], rtt=rtt)
+        return path
+
+    def add_utp_path(
+        self, connection: Connection, link: UtpLink, *, kind: PathKind, rtt: float, at_ms: float
+    ) -> UtpPath:
+        """Give a connection a µTP path whose handshake is done."""
+        path = UtpPath(next(self._path_ids), link, kind, connection, at_ms)
+        connection.add_path(path, rank=_RANKS[kind] + _UTP_RANK, rtt=rtt)
         return path
 
     def connected(self, connection: Connection, path: Path, *, accepted: bool) -> None:

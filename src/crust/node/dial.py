@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from crust.errors import (
 from crust.net.clock import monotonic
 from crust.net.tcp import TcpStream, dial_tcp
 from crust.node.acceptor import Acceptor
-from crust.node.core import Core
+from crust.node.connection import Connection
+from crust.node.core import Core, Proven
+from crust.node.udp import UdpFront, UtpLink
 from crust.proto.noise.handshake import FailureReason, HandshakeFailed, HandshakeResult, InitiatorHandshake
 from crust.types import Attempt, Candidate, PathKind, Report, format_address
 
@@ -35,6 +38,11 @@ _PUNCH_TRIES: Final = 40
 _UNATTESTED_TRIES: Final = 2
 _PUNCH_PAUSE: Final = 0.1
 _CALLER_BEGINS: Final = 0.4
+
+# After the race the other transport may come up for so long, to stand by.
+_STANDBY_GRACE: Final = 3.0
+# Three requests go out in this time.
+_SILENT_UTP: Final = 2.0
 
 _OUTCOMES: Final = {
     FailureReason.NETWORK_MISMATCH: ("network mismatch", NetworkMismatchError),
@@ -128,15 +136,75 @@ class CandidateFeed:
         return found
 
 
-@dataclass(slots=True)
-class DialledPath:
-    """What a race brings back; whoever takes it says so."""
+class DialledPath(ABC):
+    """What a race brings back; whoever takes it says so.
 
-    stream: TcpStream
-    result: HandshakeResult
-    candidate: Candidate
-    rtt: float
-    taken: bool = False
+    Attributes:
+        result: who answered.
+        candidate: over which it came up.
+        rtt: round trip of the handshake.
+        taken: it has become a path.
+        others: attempts of other transports, which may still give a standby.
+    """
+
+    def __init__(self, result: Proven, candidate: Candidate, rtt: float) -> None:
+        self.result = result
+        self.candidate = candidate
+        self.rtt = rtt
+        self.taken = False
+        self.others: dict[asyncio.Task[DialledPath], Attempt] = {}
+
+    def attach(self, core: Core, connection: Connection, at_ms: float) -> None:
+        """Make it a path of a connection."""
+        self.taken = True
+        self._attach(core, connection, at_ms)
+
+    def abort(self) -> None:
+        """Close it, and what follows it."""
+        for task in self.others:
+            task.add_done_callback(_close_result)
+            task.cancel()
+        self._abort()
+
+    @abstractmethod
+    def _attach(self, core: Core, connection: Connection, at_ms: float) -> None: ...
+
+    @abstractmethod
+    def _abort(self) -> None: ...
+
+
+class _TcpDialled(DialledPath):
+    """A TCP connection after its handshake."""
+
+    def __init__(self, stream: TcpStream, result: HandshakeResult, candidate: Candidate, rtt: float) -> None:
+        super().__init__(result, candidate, rtt)
+        self._stream = stream
+        self._keys = result
+
+    def _attach(self, core: Core, connection: Connection, at_ms: float) -> None:
+        kind = path_kind(self.candidate)
+        core.add_path(connection, self._stream, core.codec(self._keys), kind=kind, rtt=self.rtt, at_ms=at_ms)
+        connection.pump()
+        self._stream.replay()
+
+    def _abort(self) -> None:
+        self._stream.abort()
+
+
+class _UtpDialled(DialledPath):
+    """A tunnel association after its handshake."""
+
+    def __init__(self, link: UtpLink, candidate: Candidate, rtt: float) -> None:
+        super().__init__(link.association, candidate, rtt)
+        self._link = link
+
+    def _attach(self, core: Core, connection: Connection, at_ms: float) -> None:
+        core.add_utp_path(connection, self._link, kind=path_kind(self.candidate), rtt=self.rtt, at_ms=at_ms)
+        connection.pump()
+        self._link.read()
+
+    def _abort(self) -> None:
+        self._link.abort()
 
 
 class _Outbound:
@@ -189,10 +257,13 @@ class Dialler:
 
     Args:
         core: the node's centre.
+        front: the UDP sockets; None without µTP.
     """
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, front: UdpFront | None = None) -> None:
         self._core = core
+        self._front = front
+        self._followers: set[asyncio.Task[None]] = set()
         self._expected: dict[tuple[str, int], CandidateFeed] = {}
 
     async def race(self, peer: PeerId, feed: CandidateFeed, report: Report, started: float) -> DialledPath:
@@ -219,7 +290,9 @@ class Dialler:
                     attempt, task = self._begin(peer, queue.popleft(), report, started, feed.punch)
                     tasks[task] = attempt
                 waiting: set[asyncio.Task[Any]] = {*tasks, more}
-                pause = self._core.config.dial_stagger if queue else None
+                pause = self._core.config.dial_stagger if queue else self._patience(tasks, feed, failures, started)
+                if pause is not None and pause <= 0 and not queue:
+                    break
                 done, _ = await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                 if more in done:
                     done.discard(more)
@@ -233,8 +306,7 @@ class Dialler:
                     more = loop.create_task(self._next(feed, report, started))
                 winner = self._judge(done, tasks, failures, started)
                 if winner is not None:
-                    for attempt in tasks.values():
-                        attempt.detail = "another candidate was faster"
+                    self._keep_others(winner, tasks, queue, peer, report, started, feed.punch)
                     return winner
         finally:
             self._expected = {key: value for key, value in self._expected.items() if value is not feed}
@@ -242,6 +314,79 @@ class Dialler:
             for task, attempt in tasks.items():
                 self._cancel(task, attempt, started)
         raise feed.failure or _most_precise(failures)
+
+    def _patience(
+        self,
+        tasks: dict[asyncio.Task[DialledPath], Attempt],
+        feed: CandidateFeed,
+        failures: list[ConnectError],
+        started: float,
+    ) -> float | None:
+        """How long to wait for what is left; None for as long as it takes.
+
+        A UDP port where nobody is says nothing. If TCP has said what is there, and only µTP is left, it is given the
+        time of a few requests.
+        """
+        if not failures or not feed.exhausted or any(attempt.transport == "tcp" for attempt in tasks.values()):
+            return None
+        last = max((attempt.started_ms for attempt in tasks.values()), default=0.0) / 1000
+        return last + _SILENT_UTP - (monotonic() - started)
+
+    def _keep_others(
+        self,
+        winner: DialledPath,
+        tasks: dict[asyncio.Task[DialledPath], Attempt],
+        queue: deque[Candidate | Adopted],
+        peer: PeerId,
+        report: Report,
+        started: float,
+        punch: Punch | None,
+    ) -> None:
+        """Leave attempts of the other transport under way, which give the standby; begin one, if there is none."""
+        won = winner.candidate
+        for attempt in tasks.values():
+            attempt.detail = "another candidate was faster"
+        winner.others = {task: attempt for task, attempt in tasks.items() if attempt.transport != won.transport}
+        if not winner.others:
+            for item in queue:
+                if isinstance(item, Candidate) and item.transport != won.transport and item.host == won.host:
+                    attempt, task = self._begin(peer, item, report, started, punch)
+                    winner.others[task] = attempt
+                    break
+        for task in winner.others:
+            tasks.pop(task, None)
+
+    def follow(self, won: DialledPath, connection: Connection, started: float) -> None:
+        """Give a connection that was won the standby that comes up shortly after, if one does."""
+        if won.others:
+            task = self._core.loop.create_task(self._follow(won, connection, started))
+            self._followers.add(task)
+            task.add_done_callback(self._followers.discard)
+
+    async def _follow(self, won: DialledPath, connection: Connection, started: float) -> None:
+        others, won.others = won.others, {}
+        try:
+            async with asyncio.timeout(_STANDBY_GRACE):
+                while others:
+                    done, _ = await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+                    found = self._judge(done, others, [], started, "standby")
+                    if found is None:
+                        continue
+                    if connection.closed or connection.has_transport(found.candidate.transport):
+                        found.abort()
+                    else:
+                        found.attach(self._core, connection, (monotonic() - started) * 1000)
+                    return
+        except TimeoutError:
+            pass
+        finally:
+            for task, attempt in others.items():
+                self._cancel(task, attempt, started)
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        for task in self._followers:
+            task.cancel()
 
     def _begin(
         self, peer: PeerId, item: Candidate | Adopted, report: Report, started: float, punch: Punch | None
@@ -284,19 +429,22 @@ class Dialler:
         tasks: dict[asyncio.Task[DialledPath], Attempt],
         failures: list[ConnectError],
         started: float,
+        outcome: str = "won",
     ) -> DialledPath | None:
         """Write down what ended; returns the first success, closing others of the same moment."""
         winner: DialledPath | None = None
         for task in done:
+            if winner is not None and tasks[task].transport != winner.candidate.transport and not task.exception():
+                continue  # left among those that may stand by
             attempt = tasks.pop(task)
             attempt.ended_ms = (monotonic() - started) * 1000
             error = task.exception()
             if error is None and winner is None:
                 winner = task.result()
-                attempt.outcome, attempt.detail = "won", ""
+                attempt.outcome, attempt.detail = outcome, ""
             elif error is None:
                 attempt.outcome, attempt.detail = "surplus", "another candidate was faster"
-                task.result().stream.abort()
+                task.result().abort()
             else:
                 failures.append(self._explain(error, attempt))
         return winner
@@ -311,6 +459,8 @@ class Dialler:
 
     async def _attempt(self, peer: PeerId, candidate: Candidate, attempt: Attempt, punch: Punch | None) -> DialledPath:
         """Dial one candidate; where a hole is to be punched, again and again, from the port that the peer knows."""
+        if candidate.transport == "utp":
+            return await self._connect_utp(peer, candidate)
         if punch is None:
             return await self._connect(peer, candidate, attempt, None)
         local = punch.acceptor.local_for(candidate.host)
@@ -326,6 +476,18 @@ class Dialler:
                     raise
                 await asyncio.sleep(_PUNCH_PAUSE)
         raise AssertionError("unreachable")
+
+    async def _connect_utp(self, peer: PeerId, candidate: Candidate) -> DialledPath:
+        """Shake hands over UDP."""
+        assert self._front is not None
+        began = monotonic()
+        dial = await self._front.dial(peer, candidate.host, candidate.port)
+        try:
+            link = await dial.future
+        except BaseException:
+            self._front.cancel(dial)
+            raise
+        return _UtpDialled(link, candidate, monotonic() - began)
 
     async def _connect(
         self, peer: PeerId, candidate: Candidate, attempt: Attempt, local: tuple[str, int] | None
@@ -376,14 +538,14 @@ class Dialler:
             outbound.stream.abort()
             outbound.future.cancel()
             raise
-        return DialledPath(outbound.stream, result, candidate, monotonic() - outbound.opened_at)
+        return _TcpDialled(outbound.stream, result, candidate, monotonic() - outbound.opened_at)
 
     async def _resolve(self, candidates: Sequence[Candidate], report: Report, started: float) -> list[Candidate]:
         """Look up the names among the candidates and drop what cannot be dialled."""
         core = self._core
         found: list[Candidate] = []
         for candidate in candidates:
-            if candidate.transport not in core.config.transports or candidate.transport != "tcp":
+            if candidate.transport not in core.config.transports:
                 continue
             if _is_numeric(candidate.host):
                 found.append(candidate)
@@ -454,7 +616,7 @@ def _most_precise(failures: list[ConnectError]) -> ConnectError:
 
 def _close_result(task: asyncio.Task[DialledPath]) -> None:
     if not task.cancelled() and task.exception() is None:
-        task.result().stream.abort()
+        task.result().abort()
 
 
 def _is_numeric(host: str) -> bool:

@@ -8,7 +8,7 @@ from crust.crypto.keys import PeerId
 from crust.errors import CrustError, LocalProtocolError
 
 if TYPE_CHECKING:
-    from crust.node.acceptor import Inbound
+    from crust.node.admission import Inbound
     from crust.node.connection import Connection
 
 __all__ = ["Incoming"]

@@ -24,11 +24,12 @@ from crust.net.tcp import raise_descriptor_limit
 from crust.node.acceptor import Acceptor
 from crust.node.connection import Connection
 from crust.node.core import Core
-from crust.node.dial import CandidateFeed, DialledPath, Dialler, Punch, explain_timeout, path_kind
+from crust.node.dial import CandidateFeed, DialledPath, Dialler, Punch, explain_timeout
 from crust.node.events import EventReader
 from crust.node.incoming import Incoming
 from crust.node.network import Neighbourhood
 from crust.node.stats import Stats
+from crust.node.udp import UdpFront
 from crust.types import Candidate, Report
 from crust.wire.contact import Contact, parse_target
 
@@ -37,6 +38,7 @@ __all__ = ["Node"]
 _REDIAL_PAUSES: Final = (0.0, 1.0, 1.0, 2.0, 3.0, 5.0)
 """Seconds before each further dial of a connection that lost its path: at most one a second (PROTOCOL 16)."""
 
+_SETTLE_SECONDS: Final = 1.0
 _REDIAL_TIMEOUT: Final = 15.0
 _KNOWN_PEERS: Final = 4096
 _CONTACT_SECONDS: Final = 3.0
@@ -66,6 +68,7 @@ class Node:
         self._core: Core | None = None
         self._acceptor: Acceptor | None = None
         self._dialler: Dialler | None = None
+        self._front: UdpFront | None = None
         self._neighbourhood: Neighbourhood | None = None
         self._arrivals: dict[PeerId, asyncio.Future[Connection]] = {}
         self._dials: dict[PeerId, asyncio.Task[Connection]] = {}
@@ -103,8 +106,9 @@ class Node:
         self._stats = core.stats
         core.redial = self._redial
         core.ended = self._connection_ended
-        self._dialler = Dialler(core)
-        acceptor = self._acceptor = Acceptor(core)
+        front = self._front = UdpFront(core) if "utp" in self._config.transports else None
+        self._dialler = Dialler(core, front)
+        acceptor = self._acceptor = Acceptor(core, front)
         self._acceptor.expected = self._dialler.expected
         core.arrived = self._arrived
         core.services = self._neighbourhood = Neighbourhood(
@@ -119,6 +123,8 @@ class Node:
             await self._acceptor.listen()
         except BaseException:
             self._acceptor.close()
+            if front is not None:
+                front.close()
             raise
         self._neighbourhood.bootstrap.start()
 
@@ -159,6 +165,13 @@ class Node:
                 connection.abort(CrustError("the node was closed"))
             for reader in list(core.readers):
                 reader.end()
+            if self._dialler is not None:
+                self._dialler.close()
+            if self._front is not None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_SETTLE_SECONDS):
+                        await self._front.settled()
+                self._front.close()
         # Let sockets that were told to close do so before the event loop may go away.
         await asyncio.sleep(0)
 
@@ -385,28 +398,25 @@ class Node:
     def _attach(self, connection: Connection, won: DialledPath, started: float) -> None:
         core = self._core
         assert core is not None
-        at_ms = (monotonic() - started) * 1000
-        won.taken = True
-        core.add_path(
-            connection, won.stream, core.codec(won.result), kind=path_kind(won.candidate), rtt=won.rtt, at_ms=at_ms
-        )
-        connection.pump()
-        won.stream.replay()
+        assert self._dialler is not None
+        won.attach(core, connection, (monotonic() - started) * 1000)
+        self._dialler.follow(won, connection, started)
 
     def _own_candidates(self) -> list[Candidate]:
         """Where this node can be reached: each listening address, wildcards as the addresses of the interfaces."""
         assert self._acceptor is not None
         listening = self._acceptor.addresses
         hosts = candidate_hosts(local_addresses())
-        candidates: list[Candidate] = []
+        addresses: list[tuple[str, int]] = []
         for host, port in listening:
             if host in _WILDCARDS:
-                candidates += [Candidate("tcp", own, port) for own in hosts if (":" in own) == (":" in host)]
+                addresses += [(own, port) for own in hosts if (":" in own) == (":" in host)]
             else:
-                candidates.append(Candidate("tcp", host, port))
-        if not candidates:  # nothing but loopback
-            candidates = [Candidate("tcp", _WILDCARDS.get(host, host), port) for host, port in listening]
-        return candidates
+                addresses.append((host, port))
+        if not addresses:  # nothing but loopback
+            addresses = [(_WILDCARDS.get(host, host), port) for host, port in listening]
+        transports = sorted(set(self._config.transports))
+        return [Candidate(transport, host, port) for host, port in addresses for transport in transports]
 
     def _remember(self, peer: PeerId, candidates: tuple[Candidate, ...]) -> None:
         """Keep where a peer was said to be, for dialling it again."""
@@ -458,7 +468,7 @@ class Node:
             except (ConnectError, TimeoutError, OSError):
                 continue
             if self._given_up(connection):
-                won.stream.abort()
+                won.abort()
                 return
             self._attach(connection, won, started)
             core.stats.count("path.redialled")
@@ -554,4 +564,4 @@ def _forget_failure(task: asyncio.Task[Connection]) -> None:
 def _close_late(task: asyncio.Task[DialledPath]) -> None:
     """A race that nobody waits for any more has been won: the path is surplus."""
     if not task.cancelled() and task.exception() is None and task.result().taken is False:
-        task.result().stream.abort()
+        task.result().abort()

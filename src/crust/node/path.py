@@ -1,8 +1,9 @@
-"""One live TCP path of a connection: records in, records out."""
+"""Live paths of a connection: groups of records in, groups of records out, over TCP or over µTP."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 from crust.errors import RemoteProtocolError
 from crust.net.tcp import TcpStream, WriteBuffers
@@ -12,8 +13,37 @@ from crust.types import Path, PathKind, format_address
 
 if TYPE_CHECKING:
     from crust.node.connection import Connection
+    from crust.node.udp import UtpLink
 
-__all__ = ["TcpPath"]
+__all__ = ["AnyPath", "TcpPath", "UtpPath"]
+
+
+class AnyPath(Protocol):
+    """What a connection asks of its paths.
+
+    Attributes:
+        id: unique in this process.
+        info: for users.
+    """
+
+    id: int
+    info: Path
+
+    @property
+    def writable(self) -> bool:
+        """Whether it takes more."""
+
+    def write(self, groups: list[Group], now: float) -> None:
+        """Send; only when `writable`."""
+
+    def idle(self) -> None:
+        """Nothing happens at present: hold as little memory as possible."""
+
+    def close(self) -> None:
+        """Close after what was written has gone out."""
+
+    def abort(self) -> None:
+        """Close at once."""
 
 
 class TcpPath:
@@ -113,3 +143,72 @@ class TcpPath:
     def abort(self) -> None:
         """Close at once."""
         self._stream.abort()
+
+
+class UtpPath:
+    """A µTP connection inside the tunnel; feeds a session and carries its groups.
+
+    Args:
+        path_id: unique in this process.
+        link: whose consumer this becomes.
+        kind: how the path came up.
+        connection: whose path this is.
+        at_ms: when it came up, since the dial.
+    """
+
+    __slots__ = ("_connection", "_link", "id", "info")
+
+    def __init__(self, path_id: int, link: UtpLink, kind: PathKind, connection: Connection, at_ms: float) -> None:
+        self.id = path_id
+        self._link = link
+        self._connection = connection
+        self.info = Path("utp", kind, format_address(*link.local), format_address(*link.remote), at_ms)
+        link.consumer = self
+
+    # --- LinkConsumer --------------------------------------------------------------------------------------------
+
+    def link_received(self, groups: list[tuple[bytes, list[bytes]]], now: float) -> None:
+        """Hand what came to the session."""
+        self._connection.path_received(self, groups, now)
+
+    def link_broken(self, error: RemoteProtocolError) -> None:
+        """The peer wrote something that is no record."""
+        self._connection.path_broken(self, error)
+
+    def link_lost(self, reason: str) -> None:
+        """The path is over."""
+        self._connection.path_lost(self, reason)
+
+    def link_writable(self) -> None:
+        """Room for more."""
+        self._connection.pump()
+
+    def link_moved(self) -> None:
+        """The peer has another address."""
+        self.info = replace(
+            self.info, local=format_address(*self._link.local), remote=format_address(*self._link.remote)
+        )
+        self._connection.path_moved(self)
+
+    # --- for the connection --------------------------------------------------------------------------------------
+
+    @property
+    def writable(self) -> bool:
+        """Whether µTP takes more."""
+        return self._link.writable
+
+    def write(self, groups: list[Group], now: float) -> None:
+        """Send; only when `writable`."""
+        self._link.write(groups, now)
+
+    def idle(self) -> None:
+        """Nothing happens at present: hold as little memory as possible."""
+        self._link.idle()
+
+    def close(self) -> None:
+        """Close after what was written has arrived."""
+        self._link.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._link.abort()

@@ -246,6 +246,11 @@ class Session:
         path = self._paths.get(path_id)
         return path is not None and path.heard_hello and not path.checking
 
+    def path_rank(self, path_id: int) -> tuple[bool, int, int]:
+        """What orders paths, the best first: whether it is silent, its rank, its age."""
+        path = self._paths[path_id]
+        return path.suspect, path.rank, path.id
+
     def path_rtt(self, path_id: int) -> float:
         """The smoothed round-trip time of a path in seconds."""
         return self._paths[path_id].rtt

@@ -1,0 +1,493 @@
+"""The node's UDP sockets: one pump for the tunnel engine behind them, and a link for each peer.
+
+`UdpFront.pump` is the one place that drains the engine; it is called after every input, and arms one timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from crust.errors import RemoteProtocolError
+from crust.net.clock import monotonic
+from crust.net.udp import Features, SendOutcome, UdpSocket, bind_udp, route_info, sockaddr
+from crust.proto.noise.handshake import HandshakeFailed
+from crust.proto.plain import PlainRecords
+from crust.proto.session.outbox import Group
+from crust.proto.tunnel.association import Association
+from crust.proto.tunnel.endpoint import Dial, Knock, TunnelEndpoint
+from crust.proto.tunnel.events import DialFailed, DialSucceeded, Knocked, Lost, Moved, Outgoing, Route, TunnelEvent
+from crust.proto.utp.config import UtpConfig
+from crust.proto.utp.events import Ended, PeerFinished
+from crust.proto.utp.state import State
+from crust.wire.tunnel import OVERHEAD_BYTES
+
+if TYPE_CHECKING:
+    from crust.crypto.keys import PeerId
+    from crust.node.core import Core
+
+__all__ = ["LinkConsumer", "UdpFront", "UtpDial", "UtpLink"]
+
+# RFC 8200 §5: every IPv6 link takes packets of 1280 bytes; a header of IPv6 is 40 bytes, of IPv4 20, of UDP 8.
+_LEAST_MTU: Final = 1280
+_IP4_UDP: Final = 28
+_IP6_UDP: Final = 48
+_LARGEST_PAYLOAD: Final = 65_507
+
+_FLUSH_BYTES: Final = 512 * 1024
+"""Sent for one peer before others get a turn of the event loop."""
+
+_UNSENT_BYTES: Final = 128 * 1024
+"""Not yet given to the network: priorities cannot overtake these (PROTOCOL 14)."""
+
+_GROUP_BYTES: Final = 512 * 1024
+"""Room for the largest group."""
+
+_UNSETTLED: Final = (State.CLOSING, State.CLOSING_BOTH, State.LAST_ACK)
+_ANY: Final = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104
+
+
+class LinkConsumer(Protocol):
+    """Who reads a link and is told when it may write."""
+
+    def link_received(self, groups: list[tuple[bytes, list[bytes]]], now: float) -> None:
+        """Groups that came."""
+
+    def link_broken(self, error: RemoteProtocolError) -> None:
+        """The peer wrote something that is no record; the link is of no more use."""
+
+    def link_lost(self, reason: str) -> None:
+        """The link is over; nothing follows."""
+
+    def link_writable(self) -> None:
+        """There is room again."""
+
+    def link_moved(self) -> None:
+        """The peer has another address."""
+
+
+class UtpLink:
+    """Groups of records over µTP inside a tunnel association.
+
+    Args:
+        front: whose sockets carry it.
+        association: the engine; this becomes its owner.
+
+    Attributes:
+        consumer: who reads; may be replaced while the link lives. What comes before there is one waits.
+        association: see above.
+    """
+
+    __slots__ = ("_front", "_over", "_records", "_stalled", "association", "consumer", "local", "paused", "remote")
+
+    def __init__(self, front: UdpFront, association: Association, local: tuple[str, int]) -> None:
+        self._front = front
+        self._records = PlainRecords()
+        self._stalled = self._over = False
+        self.paused = False
+        self.association = association
+        self.consumer: LinkConsumer | None = None
+        self.local = local
+        self.remote: tuple[str, int] = association.route[1][:2]
+        association.owner = self
+
+    # --- for the front -------------------------------------------------------------------------------------------
+
+    def drain(self, now: float) -> None:
+        """Take what the engine has for us."""
+        utp, consumer = self.association.utp, self.consumer
+        if consumer is not None and not self.paused and (chunks := utp.data_to_read()):
+            utp.consumed(sum(map(len, chunks)))
+            try:
+                groups = self._records.receive(chunks)
+            except RemoteProtocolError as error:
+                consumer.link_broken(error)
+                return
+            if groups:
+                consumer.link_received(groups, now)
+        while (event := utp.next_event()) is not None:
+            if isinstance(event, Ended):
+                self._end(event.detail)
+            elif isinstance(event, PeerFinished):
+                # A path is for both directions: the peer has closed it.
+                utp.close()
+                self._tell_lost("ended")
+
+    def check_writable(self) -> None:
+        """Tell the consumer when there is room again."""
+        if self._stalled and self.writable:
+            self._stalled = False
+            if self.consumer is not None:
+                self.consumer.link_writable()
+
+    def moved(self, route: Route, local: tuple[str, int]) -> None:
+        """The peer has another address."""
+        self.remote = route[1][:2]
+        self.local = local
+        if self.consumer is not None:
+            self.consumer.link_moved()
+
+    def lost(self, reason: str) -> None:
+        """The association cannot go on."""
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        self._over = True
+        self._front.finish(self.association)
+        self._tell_lost(reason)
+
+    def _tell_lost(self, reason: str) -> None:
+        consumer, self.consumer = self.consumer, None
+        if consumer is not None:
+            consumer.link_lost(reason)
+
+    # --- for the consumer ----------------------------------------------------------------------------------------
+
+    def read(self) -> None:
+        """Read what waits, after `consumer` or `paused` was set."""
+        self._front.endpoint.touch(self.association)
+        self._front.pump_soon()
+
+    @property
+    def writable(self) -> bool:
+        """Whether a group can be written."""
+        utp = self.association.utp
+        return utp.unsent_bytes < _UNSENT_BYTES and utp.send_space >= _GROUP_BYTES
+
+    def write(self, groups: list[Group], now: float) -> None:
+        """Send groups; only when `writable`."""
+        if self._over:
+            return
+        self.association.utp.send_data(self._records.buffers(groups), now)
+        self._front.flush(self.association, now)
+        self._stalled = not self.writable
+
+    def idle(self) -> None:
+        """Hold as little memory as possible."""
+        self.association.release()
+
+    def close(self) -> None:
+        """Close after what was written has arrived; nothing is read any more."""
+        self.consumer = None
+        if not self._over:
+            self.association.utp.close()
+            self._front.closing(self)
+            self.read()
+
+    @property
+    def settled(self) -> bool:
+        """After `close`: the peer has everything."""
+        return self._over or self.association.utp.state not in _UNSETTLED
+
+    def abort(self) -> None:
+        """Close at once; the peer is told, if it can be."""
+        self.consumer = None
+        if not self._over:
+            self.association.utp.abort()
+            self.read()
+
+
+class UtpDial:
+    """A dial under way.
+
+    Attributes:
+        future: the link, and the round trip of the handshake. Cancel the dial with `UdpFront.cancel`.
+    """
+
+    __slots__ = ("dial", "future")
+
+    def __init__(self, dial: Dial, future: asyncio.Future[UtpLink]) -> None:
+        self.dial = dial
+        self.future = future
+
+
+class UdpFront:
+    """All UDP sockets of a node.
+
+    Args:
+        core: the node's centre.
+        features: what sockets may use.
+    """
+
+    def __init__(self, core: Core, features: Features = Features()) -> None:  # noqa: B008 - immutable
+        self._core = core
+        self._loop = core.loop
+        self._features = features
+        self._sockets: list[UdpSocket] = []
+        self._on_demand: dict[int, UdpSocket] = {}  # by family, opened for dialling
+        self._held: Outgoing | None = None  # what the kernel did not take
+        self._waiting: dict[Association, None] = {}  # to be flushed when it does
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
+        self._pump_due = False
+        self._dials: dict[Dial, UtpDial] = {}
+        self._closing: dict[UtpLink, None] = {}
+        self._settling: asyncio.Future[None] | None = None
+        self.knocked: Callable[[Knock], None] | None = None
+        self.endpoint: Final = TunnelEndpoint(
+            core.identity,
+            core.network,
+            core.hello,
+            random=core.random,
+            seen=core.seen,
+            now=monotonic(),
+            count=core.stats.count,
+        )
+
+    # --- sockets -------------------------------------------------------------------------------------------------
+
+    async def add(self, sock: socket.socket) -> UdpSocket:
+        """Use a bound socket."""
+        found = UdpSocket(self._loop, sock, len(self._sockets), self, self._features)
+        self._sockets.append(found)
+        await found.start()
+        return found
+
+    async def _socket_for(self, family: int) -> UdpSocket:
+        """A socket to dial from: one that listens on every address, if there is, so that answers find it later, too."""
+        listening = [found for found in self._sockets if found.family == family]
+        for found in listening:
+            if found.local[0] == _ANY[socket.AddressFamily(family)]:
+                return found
+        found = self._on_demand.get(family) or await self.add(bind_udp(_ANY[socket.AddressFamily(family)], 0))
+        self._on_demand[family] = found
+        return found
+
+    async def settled(self) -> None:
+        """Wait until the peers have all that closed links had to say. Cancellation loses nothing."""
+        while any(not link.settled for link in self._closing):
+            self._settling = self._loop.create_future()
+            await self._settling
+
+    def closing(self, link: UtpLink) -> None:
+        """A link was closed, and has perhaps something to say yet."""
+        self._closing[link] = None
+
+    def close(self) -> None:
+        """Close every socket."""
+        for found in self._sockets:
+            found.close()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _config(self, sock: UdpSocket, address: tuple[Any, ...]) -> tuple[UtpConfig, tuple[str, int]]:
+        """How µTP runs on the way to an address; and our own address there."""
+        info = route_info(address, sock.family)
+        headers = _IP6_UDP if sock.family == socket.AF_INET6 else _IP4_UDP
+        largest = min(min(info.mtu, self._core.config.max_datagram_bytes) - headers, _LARGEST_PAYLOAD)
+        least = _LEAST_MTU - _IP6_UDP - OVERHEAD_BYTES
+        limits = self._core.config
+        config = UtpConfig(
+            tunnel=True,
+            mtu=least,
+            mtu_ceiling=max(largest - OVERHEAD_BYTES, least),
+            datagram_overhead=OVERHEAD_BYTES,
+            receive_window=limits.receive_window_bytes,
+            send_buffer=max(limits.retention_bytes, 4 * _GROUP_BYTES),
+        )
+        local = sock.local if sock.local[0] != _ANY[sock.family] else (info.local or sock.local[0], sock.local[1])
+        return config, local
+
+    def _link(self, association: Association) -> UtpLink:
+        _, local = self._config(self._sockets[association.route[0]], association.route[1])
+        return UtpLink(self, association, local)
+
+    # --- verbs ---------------------------------------------------------------------------------------------------
+
+    async def dial(self, peer: PeerId, host: str, port: int) -> UtpDial:
+        """Begin a handshake with a numeric address.
+
+        Raises:
+            OSError: there is no way to it.
+        """
+        address = sockaddr(host, port)
+        sock = await self._socket_for(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        sock.watch_refusals(True)
+        now = monotonic()
+        config, _ = self._config(sock, address)
+        dial = self.endpoint.dial(peer, (sock.number, address), config, now)
+        found = self._dials[dial] = UtpDial(dial, self._loop.create_future())
+        self.pump()
+        return found
+
+    def cancel(self, dial: UtpDial) -> None:
+        """Give a dial up; a link that it brought is closed."""
+        self._dials.pop(dial.dial, None)
+        self.endpoint.cancel(dial.dial)
+        future = dial.future
+        if not future.done():
+            future.cancel()
+        elif not future.cancelled() and future.exception() is None:
+            future.result().abort()
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        if not self.endpoint.dialling:
+            for sock in self._sockets:
+                sock.watch_refusals(False)
+
+    def accept(self, knock: Knock) -> UtpLink:
+        """Answer with message 2."""
+        config, local = self._config(self._sockets[knock.route[0]], knock.route[1])
+        association = self.endpoint.accept(knock, config, monotonic())
+        link = UtpLink(self, association, local)
+        self.pump_soon()
+        return link
+
+    def finish(self, association: Association) -> None:
+        """Forget an association, after what its end still has to say."""
+        now = monotonic()
+        self.flush(association, now)
+        association.close()
+        self._closing.pop(association.owner, None)
+        self._note_settled()
+
+    def _note_settled(self) -> None:
+        if self._settling is not None and not self._settling.done():
+            self._settling.set_result(None)
+
+    # --- UdpConsumer ---------------------------------------------------------------------------------------------
+
+    @property
+    def receive_buffer(self) -> memoryview:
+        """To receive into."""
+        return self.endpoint.receive_buffer
+
+    def udp_received(self, number: int, data: memoryview, size: int, address: tuple[Any, ...]) -> None:
+        """Datagrams of one source."""
+        self.endpoint.receive_datagrams(data, size, (number, address), monotonic())
+
+    def udp_drained(self) -> None:
+        """Time to answer."""
+        self.pump()
+
+    def udp_writable(self, number: int) -> None:
+        """The kernel takes more."""
+        held, self._held = self._held, None
+        now = monotonic()
+        if held is None or self._transmit(held, now):
+            waiting, self._waiting = self._waiting, {}
+            for association in waiting:
+                self.endpoint.touch(association)
+        self.pump()
+
+    def udp_refused(self, number: int, address: tuple[Any, ...], error: OSError) -> None:
+        """Nobody is there: what dials this address has failed."""
+        for dial, waiting in list(self._dials.items()):
+            if dial.route == (number, address) and not waiting.future.done():
+                self._dials.pop(dial)
+                self.endpoint.cancel(dial)
+                waiting.future.set_exception(
+                    ConnectionRefusedError(error.errno, error.strerror) if error.errno == 111 else error
+                )
+        self._loop.call_soon(self._stop_watching)
+
+    # --- the pump ------------------------------------------------------------------------------------------------
+
+    def pump_soon(self) -> None:
+        """Pump at the end of the loop's turn."""
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump_now)
+
+    def _pump_now(self) -> None:
+        self._pump_due = False
+        self.pump()
+
+    def pump(self) -> None:
+        """Drain the engine, then arm the timer."""
+        endpoint = self.endpoint
+        now = monotonic()
+        while (event := endpoint.next_event()) is not None:
+            self._handle(event)
+        touched = endpoint.touched
+        while touched:
+            association = touched.popitem()[0]
+            link: UtpLink | None = association.owner
+            if link is not None:
+                link.drain(now)
+            self.flush(association, now)
+            if link is not None:
+                link.check_writable()
+                if link in self._closing and link.settled:
+                    self._note_settled()
+        while self._held is None and (out := endpoint.next_outgoing()) is not None:
+            self._transmit(out, now)
+        self._arm()
+
+    def flush(self, association: Association, now: float) -> None:
+        """Send what an association has to say."""
+        sent = 0
+        outgoing = self.endpoint.association_outgoing
+        while self._held is None:
+            out = outgoing(association, now)
+            if out is None:
+                self._arm()
+                return
+            self._transmit(out, now)
+            sent += len(out.data)
+            if sent >= _FLUSH_BYTES:
+                self.endpoint.touch(association)
+                self.pump_soon()
+                return
+        self._waiting[association] = None
+
+    def _transmit(self, out: Outgoing, now: float) -> bool:
+        number, address = out.route
+        outcome = self._sockets[number].send(out.data, out.size, address)
+        if outcome is SendOutcome.BLOCKED:
+            self._held = out
+            return False
+        if outcome is SendOutcome.TOO_BIG and out.association is not None:
+            out.association.datagram_too_big(out.size, now)
+            self.endpoint.touch(out.association)
+        return True
+
+    def _arm(self) -> None:
+        due = self.endpoint.next_timeout()
+        if self._timer is not None:
+            if due is not None and due >= self._timer_at - 0.0002:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if due is not None:
+            self._timer_at = due
+            self._timer = self._loop.call_at(due, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.endpoint.handle_timeout(monotonic())
+        self.pump()
+
+    def _handle(self, event: TunnelEvent) -> None:
+        if isinstance(event, Knocked):
+            if self.knocked is not None:
+                self.knocked(event.knock)
+            else:
+                self.endpoint.forget(event.knock)
+        elif isinstance(event, DialSucceeded):
+            waiting = self._dials.pop(event.dial, None)
+            link = self._link(event.association)
+            if waiting is not None and not waiting.future.done():
+                waiting.future.set_result(link)
+            else:
+                link.abort()
+            self._stop_watching()
+        elif isinstance(event, DialFailed):
+            self._fail(event.dial, event.error)
+        elif isinstance(event, Moved):
+            link = event.association.owner
+            if link is not None:
+                _, local = self._config(self._sockets[event.route[0]], event.route[1])
+                link.moved(event.route, local)
+        elif isinstance(event, Lost) and event.association.owner is not None:
+            event.association.owner.lost("the peer does not renew its keys")
+
+    def _fail(self, dial: Dial, error: HandshakeFailed) -> None:
+        waiting = self._dials.pop(dial, None)
+        if waiting is not None and not waiting.future.done():
+            waiting.future.set_exception(error)
+        self._stop_watching()

@@ -1,0 +1,1 @@
+"""The encrypted tunnel over UDP: handshake, keys, roaming; µTP runs inside."""

@@ -1,0 +1,54 @@
+"""Constants of the tunnel: those of PROTOCOL first, our own after them, each with its reason."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# -- PROTOCOL 5, 6, 8, 9 -------------------------------------------------------------------------------------------
+REPLAY_WINDOW: Final = 8192
+MAX_DATAGRAMS: Final = 1 << 27  # under one key
+OLD_KEY_SECONDS: Final = 10.0
+AMPLIFICATION: Final = 3
+KEEPALIVE_SECONDS: Final = 25.0
+
+# -- our own -------------------------------------------------------------------------------------------------------
+# Renewal begins early enough that a peer who is hard to reach still takes part in it.
+RENEW_DATAGRAMS: Final = MAX_DATAGRAMS // 2
+RENEW_SECONDS: Final = 3300.0
+# The side that was dialled waits this much longer, so that both rarely begin at once.
+RENEW_RESPONDER_DELAY: Final = 90.0
+RENEW_RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+# Message 1 again after these pauses, the last one for ever; at most five datagrams go to an address that nobody
+# vouches for (PROTOCOL 22), so the fifth must leave while a person still waits.
+RETRANSMIT_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+# Requests whose answers are still recognised.
+REQUESTS_KEPT: Final = 8
+# Different requests of one handshake that get answers of their own.
+ANSWERS_KEPT: Final = 12
+
+# Handshakes a second that are answered without a cookie, and how many at once after a quiet time. One takes 0.4 ms.
+HANDSHAKE_RATE: Final = 250.0
+HANDSHAKE_BURST: Final = 500.0
+# The same for one address (IPv6: /64) that has shown a cookie while the rate was exceeded.
+ADDRESS_RATE: Final = 50.0
+ADDRESS_BURST: Final = 100.0
+ADDRESSES_KEPT: Final = 4096
+COOKIE_REPLY_RATE: Final = 1000.0
+COOKIE_REPLY_BURST: Final = 1000.0
+# As WireGuard: a cookie is good for two minutes, at most twice as long.
+COOKIE_SECONDS: Final = 120.0
+
+# A new address is asked this often before it is given up.
+CHALLENGE_SECONDS: Final = (0.25, 0.5, 1.0, 2.0)
+MAX_CONTROL_QUEUE: Final = 16
+
+# Half-open handshakes; the front end's own cap is lower, and drops a random one where this one drops the newcomer.
+MAX_KNOCKS: Final = 8192
+# Dials to one address whose replies are told apart by trying.
+DIALS_TRIED: Final = 8
+
+# With up to this much padding message 1 has 227 to 738 bytes, which every path takes.
+MAX_PADDING: Final = 511
+MAX_REQUEST: Final = 1200  # with room for what later versions add
+MAX_REPLY_PADDING: Final = 95

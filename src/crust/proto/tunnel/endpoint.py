@@ -1,0 +1,516 @@
+"""All peers of a node behind its UDP sockets, told apart by the index in front of each datagram (PROTOCOL 8).
+
+The order in which a datagram is looked at: index → what answers a pending dial → the outer envelope of a message 1 →
+dropped and counted.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Final
+
+from cryptography.exceptions import InvalidTag
+
+from crust.crypto.aead import Suite
+from crust.crypto.keys import Identity, PeerId
+from crust.proto.noise.envelope import outer_secret
+from crust.proto.noise.outcome import DiscardReason, HandshakeFailed, Network, Random
+from crust.proto.noise.replay import EphemeralCache
+from crust.proto.tunnel.association import Association
+from crust.proto.tunnel.constants import DIALS_TRIED, MAX_KNOCKS, RETRANSMIT_SECONDS
+from crust.proto.tunnel.cookie import Admission
+from crust.proto.tunnel.events import DialFailed, DialSucceeded, Knocked, Outgoing, Route, TunnelEvent
+from crust.proto.tunnel.handshake import (
+    Discarded,
+    OpenedRequest,
+    TunnelInitiator,
+    TunnelKeys,
+    TunnelResponder,
+    open_request,
+    seal_cookie,
+    seal_hint,
+)
+from crust.proto.tunnel.header import MAX_SEGMENTS, HeaderMask
+from crust.proto.tunnel.keys import ReceiveKey
+from crust.proto.tunnel.sealing import Opener, Sealer
+from crust.wire.handshake import Hello, Hint
+from crust.wire.tunnel import (
+    CONTROL_MARK,
+    HEADER_BYTES,
+    HEADER_KEY_BYTES,
+    NONCE_BYTES,
+    SMALLEST_DATAGRAM,
+    Introduction,
+    TunnelRequest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crust.proto.utp.config import UtpConfig
+
+__all__ = ["Dial", "Knock", "TunnelEndpoint"]
+
+
+class Dial:
+    """A handshake that we began.
+
+    Attributes:
+        peer: whom we dial.
+        route: where.
+        sends: requests sent so far.
+        owner: for the front end.
+    """
+
+    __slots__ = ("_handshake", "config", "due", "first_sent", "index", "owner", "peer", "route", "sends", "sent_at")
+
+    def __init__(
+        self, peer: PeerId, route: Route, index: int, handshake: TunnelInitiator, config: UtpConfig, now: float
+    ) -> None:
+        self.peer = peer
+        self.route = route
+        self.index = index
+        self.config = config
+        self.sends = 0
+        self.due: float | None = now
+        self.sent_at = now
+        self.owner: object = None
+        self._handshake = handshake
+
+    @property
+    def handshake(self) -> TunnelInitiator:
+        """The engine of the messages."""
+        return self._handshake
+
+
+class Knock:
+    """A handshake that a peer began: claimed, not proved.
+
+    Attributes:
+        hello: what it says of itself.
+        route: from where it came last.
+        association: once it has been accepted.
+        owner: for the front end.
+    """
+
+    __slots__ = ("association", "datagram", "ephemeral", "owner", "responder", "route")
+
+    def __init__(self, ephemeral: bytes, responder: TunnelResponder, datagram: bytes, route: Route) -> None:
+        self.ephemeral = ephemeral
+        self.responder = responder
+        self.datagram = datagram  # the newest copy of message 1
+        self.route = route
+        self.association: Association | None = None
+        self.owner: object = None
+
+    @property
+    def hello(self) -> Hello:
+        """What the peer says of itself."""
+        return self.responder.introduction.hello
+
+
+class TunnelEndpoint:
+    """The engine behind a node's UDP sockets.
+
+    Args:
+        identity: ours.
+        network: ours.
+        hello: what we say of ourselves.
+        random: gives that many random bytes.
+        seen: ephemeral keys of late, shared with the other transports.
+        now: the present time.
+        count: told the name of each thing worth counting.
+
+    Attributes:
+        id: our PeerId.
+        random: see above.
+        sealer: seals for all associations.
+        touched: associations with something to do for the front end: data, events, or datagrams to send.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        network: Network,
+        hello: Hello,
+        *,
+        random: Random,
+        seen: EphemeralCache,
+        now: float,
+        count: Callable[[str], None] | None = None,
+    ) -> None:
+        self.id: Final = identity.id
+        self.random: Final = random
+        self.sealer: Final = Sealer()
+        self.stats: Counter[str] = Counter()
+        self.touched: dict[Association, None] = {}
+        self._identity = identity
+        self._network = network
+        self._hello = hello
+        self._seen = seen
+        self._opener = Opener()
+        self._header_key = random(HEADER_KEY_BYTES)
+        self._mask = HeaderMask(self._header_key)
+        self._secret = outer_secret(identity.id)
+        self._admission = Admission(random, now)
+        self._by_index: dict[int, ReceiveKey | Dial | None] = {}
+        self._dials: dict[Route, list[Dial]] = {}
+        self._knocks: dict[bytes, Knock] = {}
+        self._events: deque[TunnelEvent] = deque()
+        self._outgoing: deque[Outgoing] = deque()
+        self._agenda: list[tuple[float, int, Association | Dial]] = []
+        self._agenda_count = 0
+        self._count = count
+
+    # --- for associations ----------------------------------------------------------------------------------------
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Count something by name."""
+        self.stats[name] += by
+        if self._count is not None:
+            for _ in range(by):
+                self._count(name)
+
+    def touch(self, association: Association) -> None:
+        """There is something to do for the front end."""
+        self.touched[association] = None
+
+    def tell(self, event: TunnelEvent) -> None:
+        """Queue an event."""
+        self._events.append(event)
+
+    def reserve_index(self) -> int:
+        """A free index; random, so that it tells nothing."""
+        while True:
+            index = int.from_bytes(self.random(4), "big")
+            if index not in self._by_index:
+                self._by_index[index] = None
+                return index
+
+    def register(self, index: int, key: ReceiveKey) -> None:
+        """Datagrams with this index are opened with this key."""
+        self._by_index[index] = key
+
+    def unregister(self, index: int) -> None:
+        """Forget an index."""
+        self._by_index.pop(index, None)
+
+    def introduction(self, index: int) -> Introduction:
+        """What we say of ourselves in a handshake."""
+        return Introduction(index, self._header_key, self._hello)
+
+    def initiator(
+        self, peer: PeerId, index: int, suite: Suite | None = None, *, renews: bytes = b""
+    ) -> TunnelInitiator:
+        """The dialling side of a handshake."""
+        return TunnelInitiator(
+            self._identity,
+            peer,
+            self._network,
+            self.introduction(index),
+            outer_secret(peer),
+            random=self.random,
+            suite=suite,
+            renews=renews,
+        )
+
+    def responder(self, request: TunnelRequest, *, renews: bytes = b"") -> TunnelResponder:
+        """The dialled side of a handshake.
+
+        Raises:
+            Discarded: the request is not authentic.
+        """
+        return TunnelResponder(self._identity, self._network, request, renews=renews)
+
+    # --- verbs ---------------------------------------------------------------------------------------------------
+
+    @property
+    def receive_buffer(self) -> memoryview:
+        """To receive into: what lies there is opened fastest."""
+        return self._opener.buffer
+
+    @property
+    def pending(self) -> int:
+        """Handshakes that peers began and that are not finished."""
+        return len(self._knocks)
+
+    @property
+    def dialling(self) -> bool:
+        """Whether an answer to a dial is awaited."""
+        return bool(self._dials)
+
+    def dial(self, peer: PeerId, route: Route, config: UtpConfig, now: float) -> Dial:
+        """Begin a handshake; `DialSucceeded` or `DialFailed` follows, or nothing: time-outs are the caller's."""
+        index = self.reserve_index()
+        dial = Dial(peer, route, index, self.initiator(peer, index), config, now)
+        self._by_index[index] = dial
+        self._dials.setdefault(route, []).append(dial)
+        self._send_request(dial, now)
+        return dial
+
+    def cancel(self, dial: Dial) -> None:
+        """Give a dial up."""
+        if dial.due is None:
+            return
+        dial.due = None
+        self.unregister(dial.index)
+        self._forget_dial(dial)
+
+    def _forget_dial(self, dial: Dial) -> None:
+        dials = self._dials[dial.route]
+        dials.remove(dial)
+        if not dials:
+            del self._dials[dial.route]
+
+    def accept(self, knock: Knock, config: UtpConfig, now: float) -> Association:
+        """Answer with message 2; nothing is sent over the association before it is proved."""
+        index = self.reserve_index()
+        keys = knock.responder.accept(self.introduction(index), self.random)
+        knock.association = Association(self, keys, index, knock.route, config, now)
+        self._arm(knock.association)
+        self._answer(knock, knock.datagram, knock.route)
+        return knock.association
+
+    def refuse(self, knock: Knock, hint: Hint) -> None:
+        """Turn a peer down with a sealed hint."""
+        self._send(seal_hint(self._secret, knock.datagram, hint, self.random), knock.route)
+        self.forget(knock)
+
+    def forget(self, knock: Knock) -> None:
+        """Answer nothing (more): the handshake is finished, or unwanted."""
+        self._knocks.pop(knock.ephemeral, None)
+
+    # --- from the network ----------------------------------------------------------------------------------------
+
+    def receive_datagrams(self, data: memoryview, size: int, route: Route, now: float) -> None:
+        """Take in datagrams of one source that lie one after the other, as UDP_GRO gives them.
+
+        Args:
+            data: the datagrams.
+            size: of each but the last, which may be shorter.
+            route: from where.
+            now: the present time.
+        """
+        most = size * MAX_SEGMENTS
+        for at in range(0, len(data), most):
+            self._receive_batch(data if len(data) <= most else data[at : at + most], size, route, now)
+
+    def _receive_batch(self, data: memoryview, size: int, route: Route, now: float) -> None:
+        count = -(-len(data) // size)
+        if len(data) - size * (count - 1) < SMALLEST_DATAGRAM:
+            self.count("datagram.short")
+            count -= 1
+            data = data[: size * count]
+            if not count or size < SMALLEST_DATAGRAM:
+                return
+        fields = self._opener.unmask(self._mask, data, size, count)
+        key = self._by_index.get(fields[0])
+        if isinstance(key, ReceiveKey) and self._receive_run(key, fields, data, size, route, now):
+            return
+        for at in range(count):
+            datagram = data[at * size : (at + 1) * size]
+            self._receive_one(fields[2 * at], fields[2 * at + 1], datagram, at, route, now)
+
+    def _receive_run(
+        self, key: ReceiveKey, fields: tuple[int, ...], data: memoryview, size: int, route: Route, now: float
+    ) -> bool:
+        """Take in a batch in one piece, if it is a plain run of new datagrams of one association."""
+        first, count = fields[1], len(fields) >> 1
+        window = key.window
+        opener = self._opener
+        if first <= window.highest or CONTROL_MARK in bytes(
+            opener.headers[NONCE_BYTES : HEADER_BYTES * count : HEADER_BYTES]
+        ):
+            return False
+        if count > 1 and (fields[0::2].count(fields[0]) != count or fields[1::2] != tuple(range(first, first + count))):
+            return False
+        try:
+            bodies = opener.open_run(key, data, size, count)
+        except InvalidTag:
+            return False
+        window.add_run(first, count)
+        association = key.association
+        association.receive_run(key, route, opener.utp_headers(count), bodies, size - SMALLEST_DATAGRAM, now)
+        self.touched[association] = None
+        return True
+
+    def _receive_one(self, index: int, counter: int, datagram: memoryview, at: int, route: Route, now: float) -> None:
+        known = self._by_index.get(index)
+        if isinstance(known, ReceiveKey):
+            self._receive_known(known, counter, datagram, at, route, now)
+        elif known is not None:
+            self._receive_response(known, datagram, at, route, now)
+        else:
+            self._receive_stranger(bytes(datagram), route, now)
+
+    def _receive_known(
+        self, key: ReceiveKey, counter: int, datagram: memoryview, at: int, route: Route, now: float
+    ) -> None:
+        window = key.window
+        if not window.is_fresh(counter):
+            self.count("datagram.replayed")
+            return
+        try:
+            body = self._opener.open_one(key, datagram, at)
+        except InvalidTag:
+            self.count("datagram.forged")
+            return
+        newest = counter > window.highest
+        window.add(counter)
+        header = bytes(self._opener.headers[at * HEADER_BYTES + NONCE_BYTES : (at + 1) * HEADER_BYTES])
+        key.association.receive_one(key, route, header, body, now, newest=newest)
+        self.touched[key.association] = None
+
+    # --- handshakes ----------------------------------------------------------------------------------------------
+
+    def _receive_response(self, dial: Dial, datagram: memoryview, at: int, route: Route, now: float) -> None:
+        """A datagram with the index of a dial: message 2, or a forgery."""
+        header = bytes(self._opener.headers[at * HEADER_BYTES : (at + 1) * HEADER_BYTES])
+        try:
+            keys = dial.handshake.receive_response(header, datagram[HEADER_BYTES:])
+        except HandshakeFailed as error:
+            self._fail(dial, error)
+            return
+        if keys is None:
+            self.count("datagram.forged")
+            return
+        self._succeed(dial, keys, route, now)
+
+    def _succeed(self, dial: Dial, keys: TunnelKeys, route: Route, now: float) -> None:
+        dial.due = None
+        self._forget_dial(dial)
+        # Only the last request can be the one that was answered so soon; else the round trip is not known.
+        rtt = now - dial.sent_at if dial.sends == 1 else 0.0
+        association = Association(self, keys, dial.index, route, dial.config, now, rtt)
+        self.touch(association)
+        self._arm(association)
+        self.tell(DialSucceeded(dial, association))
+
+    def _fail(self, dial: Dial, error: HandshakeFailed) -> None:
+        self.cancel(dial)
+        self.tell(DialFailed(dial, error))
+
+    def _receive_stranger(self, datagram: bytes, route: Route, now: float) -> None:
+        """A datagram of no association: an answer to a dial without state, a message 1, or noise."""
+        for dial in self._dials.get(route, ())[:DIALS_TRIED]:
+            try:
+                news = dial.handshake.receive_reply(datagram)
+            except HandshakeFailed as error:
+                self._fail(dial, error)
+                return
+            if news is not None:
+                if news:
+                    self.count("handshake.cookie_received")
+                    self._send_request(dial, now)
+                return
+        try:
+            self._receive_request(datagram, route, now)
+        except Discarded as discarded:
+            if discarded.reason is DiscardReason.IMPLAUSIBLE_LENGTH or discarded.reason is DiscardReason.OUTER_TAG:
+                self.count("datagram.stranger")
+            else:
+                self.count(f"handshake.{discarded.reason.value}")
+            if discarded.hint is not None:
+                self._send(seal_hint(self._secret, datagram, discarded.hint, self.random), route)
+
+    def _receive_request(self, datagram: bytes, route: Route, now: float) -> None:
+        """Take in what may be a message 1.
+
+        Raises:
+            Discarded: it is none, or not to be answered.
+        """
+        opened = open_request(self._secret, datagram)
+        knock = self._knocks.get(opened.ephemeral)
+        if knock is not None:
+            self._receive_again(knock, opened, datagram, route)
+            return
+        self._seen.expire(now)
+        if opened.ephemeral in self._seen:
+            raise Discarded(DiscardReason.REPLAYED)
+        host = str(route[1][0])
+        if not self._admission.admits(opened.request.proof, host, opened.salt, now):
+            cookie = self._admission.cookie(host, now)
+            self.count("handshake.cookie_sent" if cookie is not None else "handshake.over_rate")
+            if cookie is not None:
+                self._send(seal_cookie(self._secret, datagram, cookie, self.random), route)
+            return
+        responder = self.responder(opened.request)
+        # Only now, so that a stranger's broken copy cannot keep the true message out.
+        self._seen.add(opened.ephemeral, now)
+        if len(self._knocks) >= MAX_KNOCKS:
+            self.count("handshake.table_full")
+            return
+        knock = self._knocks[opened.ephemeral] = Knock(opened.ephemeral, responder, datagram, route)
+        self.tell(Knocked(knock))
+
+    def _receive_again(self, knock: Knock, opened: OpenedRequest, datagram: bytes, route: Route) -> None:
+        """A copy of a message 1, or a retransmission: our answer was lost, or is still to be decided."""
+        if knock.association is None:
+            knock.datagram, knock.route = datagram, route
+        elif not knock.association.proved:
+            self._answer(knock, datagram, route)
+
+    def _answer(self, knock: Knock, datagram: bytes, route: Route) -> None:
+        self._send(knock.responder.response(datagram[-16:], len(datagram), self.random), route)
+
+    def _send_request(self, dial: Dial, now: float) -> None:
+        pause = RETRANSMIT_SECONDS[min(dial.sends, len(RETRANSMIT_SECONDS) - 1)]
+        dial.sends += 1
+        dial.sent_at = now
+        # Not to the millisecond: what several dials send at once would collide again and again.
+        dial.due = now + pause * (1 + self.random(1)[0] / 1024)
+        self._schedule(dial.due, dial)
+        self._send(dial.handshake.request(), dial.route)
+
+    def _send(self, datagram: bytes, route: Route) -> None:
+        self._outgoing.append(Outgoing(datagram, len(datagram), route))
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    def _schedule(self, due: float, subject: Association | Dial) -> None:
+        self._agenda_count += 1
+        heapq.heappush(self._agenda, (due, self._agenda_count, subject))
+
+    def _arm(self, association: Association) -> None:
+        """Have an association's timers looked at in time. A deadline that moved back is noticed when it comes."""
+        due = association.next_timeout()
+        if due is not None and due < association.armed:
+            association.armed = due
+            self._schedule(due, association)
+
+    def next_timeout(self) -> float | None:
+        """When `handle_timeout` wants to be called."""
+        return self._agenda[0][0] if self._agenda else None
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due; associations that may have something to say are touched."""
+        agenda = self._agenda
+        while agenda and agenda[0][0] <= now:
+            due, _, subject = heapq.heappop(agenda)
+            if isinstance(subject, Dial):
+                if subject.due is not None and subject.due <= now:
+                    self._send_request(subject, now)
+            elif not subject.closed and subject.armed == due:
+                subject.armed = float("inf")
+                if (wanted := subject.next_timeout()) is not None and wanted <= now:
+                    subject.handle_timeout(now)
+                    self.touch(subject)
+                self._arm(subject)
+
+    # --- to the network ------------------------------------------------------------------------------------------
+
+    def next_event(self) -> TunnelEvent | None:
+        """The oldest event that was not taken."""
+        return self._events.popleft() if self._events else None
+
+    def next_outgoing(self) -> Outgoing | None:
+        """The next datagram of a handshake."""
+        return self._outgoing.popleft() if self._outgoing else None
+
+    def association_outgoing(self, association: Association, now: float) -> Outgoing | None:
+        """The next datagrams of an association; when there are none (any more) its timers are armed."""
+        found = association.next_outgoing(now)
+        if found is None and not association.closed:
+            self._arm(association)
+        return found
