@@ -142,6 +142,16 @@ class Signalling:
         live = [c for (conn, path_id), c in self._observed.items() if path_id in conn.session.path_ids]
         return list(dict.fromkeys(live))
 
+    @property
+    def sightings(self) -> list[tuple[Candidate, Candidate, int]]:
+        """Who sees us where: our outside address, the rendezvous node that told it, and our port on the way to it."""
+        found = []
+        for (connection, path_id), seen in self._observed.items():
+            observer = connection.path_source(path_id)
+            if observer is not None:
+                found.append((seen, observer, connection.path_local_port(path_id)))
+        return found
+
     # --- messages ------------------------------------------------------------------------------------------------
 
     def receive(self, connection: Connection, message: ServiceMessage, path_id: int | None) -> None:
