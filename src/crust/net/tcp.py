@@ -100,12 +100,13 @@ class TcpStream(asyncio.BufferedProtocol):
         consumer: who reads; may be replaced while the stream lives.
     """
 
-    __slots__ = ("_buffer", "_ended", "_kept", "_own", "_transport", "consumer", "writable")
+    __slots__ = ("_buffer", "_ended", "_kept", "_own", "_paused", "_transport", "consumer", "writable")
 
     def __init__(self, buffer: ReadBuffer, consumer: StreamConsumer | None = None) -> None:
         self._buffer = buffer
         self._own = None if buffer.shared else memoryview(bytearray(128 * 1024))
         self._kept: bytes | bytearray = b""
+        self._paused = False
         self._transport: Any = None
         self._ended = False
         self.consumer = consumer
@@ -138,6 +139,14 @@ class TcpStream(asyncio.BufferedProtocol):
         used = end if consumer is None else consumer.stream_received(view[:end])
         # A copy of less than one record for each read; nothing at all when records end with the read.
         self._kept = bytes(view[used:end]) if used < end else b""
+        if end == len(view) and not self._paused and self._transport is not None:
+            # libuv goes on with up to 31 more reads, which would leave everybody else without a turn for as long.
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self._paused:
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool:
         """Called by the event loop."""
@@ -181,11 +190,13 @@ class TcpStream(asyncio.BufferedProtocol):
 
     def pause_reading(self) -> None:
         """Leave what comes in the kernel."""
+        self._paused = True
         if self._transport is not None:
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Read again."""
+        self._paused = False
         if self._transport is not None:
             self._transport.resume_reading()
 

@@ -221,7 +221,7 @@ class TestWhenToSign:
         assert TARGET_BYTES == 8 * MIB
         assert signer.due(5.01)
 
-    def test_at_once_beyond_16384_units(self) -> None:
+    def test_at_once_beyond_4096_units(self) -> None:
         signer = SigningPair().signer
         signer.delay = 1.0
         signer.add_batch(Kind.MESSAGE, 4, [b""] * (TARGET_UNITS - 1), 5.0)
