@@ -28,7 +28,7 @@ __all__ = ["NatType", "Segment", "SimHost", "SimInternet", "SimNat", "TcpAttempt
 
 Address = tuple[str, int]
 Protocol = Literal["udp", "tcp"]
-Segment = Literal["syn", "synack", "ack", "rst"]
+Segment = Literal["syn", "synack", "ack", "data", "rst"]
 
 _FIRST_PORT, _LAST_PORT = 1024, 65535
 _CONNTRACK_SECONDS = 30.0  # of an unreplied UDP entry on Linux
@@ -81,6 +81,7 @@ class _Entry:
     used_at: float
     allowed: set[Address] = field(default_factory=set)
     hosts: set[str] = field(default_factory=set)
+    replied: set[Address] = field(default_factory=set)
 
 
 class SimInternet:
@@ -91,17 +92,26 @@ class SimInternet:
         latency: seconds between any two points of the core, one way.
         access: seconds between a host and the core, one way.
         loss: share of packets lost in the core.
+        jitter: up to so many seconds more, at random, for each packet.
         hops: routers in the core between any two points.
     """
 
     def __init__(
-        self, seed: int = 0, *, latency: float = 0.018, access: float = 0.001, loss: float = 0.0, hops: int = 1
+        self,
+        seed: int = 0,
+        *,
+        latency: float = 0.018,
+        access: float = 0.001,
+        loss: float = 0.0,
+        jitter: float = 0.0,
+        hops: int = 1,
     ) -> None:
         self.random = Random(seed)  # noqa: S311 - a simulation
         self.now = 0.0
         self.latency = latency
         self.access = access
         self.loss = loss
+        self.jitter = jitter
         self.hops = hops
         self.packets = 0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -143,12 +153,14 @@ class SimInternet:
     def cross(self, packet: _Packet) -> None:
         """A packet enters the core."""
         self.packets += 1
-        if packet.ttl <= self.hops or self.random.random() < self.loss:
+        # What a TCP repeats by itself within a fraction of a second is not lost here, but for SYN.
+        lossy = packet.protocol == "udp" or packet.payload[0] == "syn"
+        if packet.ttl <= self.hops or (lossy and self.random.random() < self.loss):
             return
         packet.ttl -= self.hops
         goal = self._core.get(packet.destination[0])
         if goal is not None:
-            self.at(self.now + self.latency, lambda: goal.receive(packet))
+            self.at(self.now + self.latency + self.random.random() * self.jitter, lambda: goal.receive(packet))
 
 
 class SimNat:
@@ -262,6 +274,8 @@ class SimNat:
                 packet.ttl -= 1
                 if packet.protocol == "tcp" and packet.payload[0] == "rst":
                     self._close(packet, entry, packet.source)
+                else:
+                    entry.replied.add(packet.source)
                 packet.destination = entry.inner
                 self._deliver(packet)
                 return
@@ -277,14 +291,19 @@ class SimNat:
         if self.kind.open_input and packet.protocol == "udp":
             self._tracked[packet.protocol, port, packet.source] = self._net.now + _CONNTRACK_SECONDS
         if packet.protocol == "tcp" and packet.payload[0] == "syn" and (self.kind.syn == "rst" or self.kind.open_input):
-            reply = _Packet("tcp", packet.destination, packet.source, ("rst",), 64)
+            reply = _Packet("tcp", packet.destination, packet.source, ("rst", "router"), 64)
             if self._outer is not None:
                 self._outer.send(reply)
             else:
                 self._net.cross(reply)
 
     def _close(self, packet: _Packet, entry: _Entry, remote: Address) -> None:
-        """RST ends a flow: its remote is let in no more; a mapping of one flow is gone."""
+        """RST ends a flow: its remote is let in no more; a mapping of one flow is gone.
+
+        A router that answers a SYN knows no sequence numbers: its RST counts only while nothing else came (RFC 5961).
+        """
+        if len(packet.payload) > 1 and remote in entry.replied:
+            return
         entry.allowed.discard(remote)
         if self.kind.filtering is Filtering.ADDRESS_DEPENDENT:
             entry.hosts = {host for host, _ in entry.allowed}
@@ -309,14 +328,16 @@ class TcpAttempt:
     Attributes:
         local_port: bound before.
         remote: whom it connects to.
-        done: called with "connected" or "refused".
+        done: called with "connected" or "refused" (also when a connection is reset).
         state: "syn sent", "syn received", "connected" or "closed".
+        received: called with data that arrives.
     """
 
     local_port: int
     remote: Address
     done: Callable[[str], None]
     state: str = "syn sent"
+    received: Callable[[Any], None] | None = None
 
 
 class SimHost:
@@ -329,7 +350,7 @@ class SimHost:
         self._net = net
         self._nat = nat
         self._udp: dict[int, Callable[[Any, Address], None]] = {}
-        self._listeners: dict[int, Callable[[Address], None]] = {}
+        self._listeners: dict[int, tuple[Callable[[Address], None], Callable[[Address, Any], None] | None]] = {}
         self._tcp: dict[tuple[int, Address], TcpAttempt] = {}
 
     # -- UDP -----------------------------------------------------------------------------------------------------
@@ -346,16 +367,27 @@ class SimHost:
 
     # -- TCP -----------------------------------------------------------------------------------------------------
 
-    def listen_tcp(self, port: int, accepted: Callable[[Address], None]) -> None:
-        """Open a listener; `accepted` is called with the remote address of each connection."""
-        self._listeners[port] = accepted
+    def listen_tcp(
+        self,
+        port: int,
+        accepted: Callable[[Address], None],
+        received: Callable[[Address, Any], None] | None = None,
+    ) -> None:
+        """Open a listener; both are called with the remote address of the connection."""
+        self._listeners[port] = accepted, received
 
-    def connect(self, port: int, remote: Address, done: Callable[[str], None]) -> TcpAttempt | None:
+    def connect(
+        self,
+        port: int,
+        remote: Address,
+        done: Callable[[str], None],
+        received: Callable[[Any], None] | None = None,
+    ) -> TcpAttempt | None:
         """Connect from a bound port; None where that flow exists already."""
         key = (port, remote)
         if key in self._tcp:
             return None
-        attempt = self._tcp[key] = TcpAttempt(port, remote, done)
+        attempt = self._tcp[key] = TcpAttempt(port, remote, done, received=received)
         self.sent += 1
         self.sent_to[remote] = self.sent_to.get(remote, 0) + 1
         self._segment(port, remote, "syn")
@@ -364,6 +396,10 @@ class SimHost:
             when += wait
             self._net.at(when, lambda: self._again(key, attempt))
         return attempt
+
+    def tell(self, port: int, remote: Address, data: Any) -> None:
+        """Send data on a connection, made or accepted."""
+        self._out(_Packet("tcp", (self.address, port), remote, ("data", data), 64))
 
     def abort(self, attempt: TcpAttempt) -> None:
         """Close a socket that has not connected; nothing is sent from SYN-SENT, RST from SYN-RECEIVED (RFC 9293)."""
@@ -398,25 +434,34 @@ class SimHost:
             return
         segment: Segment = packet.payload[0]
         attempt = self._tcp.get((port, source))
-        if attempt is not None:
-            self._attempt_segment(attempt, segment)
+        if attempt is not None and segment == "data":
+            if attempt.state == "syn received":  # its ACK was lost or is late
+                attempt.state = "connected"
+                attempt.done("connected")
+            if attempt.received is not None and attempt.state == "connected":
+                attempt.received(packet.payload[1])
+        elif attempt is not None:
+            self._attempt_segment(attempt, segment, len(packet.payload) > 1)
         elif segment == "syn" and port in self._listeners:
-            accepted = self._listeners[port]
+            accepted, received = self._listeners[port]
             made = TcpAttempt(port, source, lambda outcome: accepted(source) if outcome == "connected" else None)
             made.state = "syn received"
+            if received is not None:
+                made.received = lambda data: received(source, data)
             self._tcp[port, source] = made
             self._segment(port, source, "synack")
         elif segment != "rst":
             self._segment(port, source, "rst")
 
-    def _attempt_segment(self, attempt: TcpAttempt, segment: Segment) -> None:
+    def _attempt_segment(self, attempt: TcpAttempt, segment: Segment, router: bool) -> None:
         """RFC 9293 §3.5, figure 8: simultaneous open."""
         key = (attempt.local_port, attempt.remote)
         if segment == "rst":
-            if attempt.state != "connected":
-                del self._tcp[key]
-                attempt.state = "closed"
-                attempt.done("refused")
+            if router and attempt.state != "syn sent":  # RFC 9293 §3.10.7.4: not in the window
+                return
+            del self._tcp[key]
+            attempt.state = "closed"
+            attempt.done("refused")
         elif segment == "syn":
             if attempt.state in ("syn sent", "syn received"):
                 attempt.state = "syn received"

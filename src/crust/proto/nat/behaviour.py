@@ -550,4 +550,5 @@ def _difference(one: int, other: int) -> int:
 def _step(differences: list[int]) -> int:
     """What every difference is a multiple of; with little evidence rather 1, as others' packets take ports between."""
     step = math.gcd(*differences)
-    return step if step <= 2 or len(differences) >= 3 else 1
+    certain = len(differences) >= 4 or (len(differences) >= 2 and min(differences) == max(differences))
+    return step if step <= 2 or certain else 1

@@ -126,6 +126,9 @@ class CheckList:
                 added.append(check)
         return added
 
+    def __contains__(self, key: tuple[Transport, Address]) -> bool:
+        return key in self._checks
+
     def start(self, now: float) -> list[Check]:
         """The checks whose turn has come; they count as begun.
 
