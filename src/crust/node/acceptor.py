@@ -52,7 +52,7 @@ class Acceptor:
         self._servers: list[asyncio.Server] = []
         self._half_open: list[Inbound] = []
         self._places: dict[Inbound, int] = {}
-        self._knocking: deque[Incoming] | None = None
+        self._knocking: dict[Incoming, None] | None = None  # not yet shown to the application
         self._undecided: dict[Incoming, None] = {}
         self._accepted: deque[Connection] = deque()
         self._waiters: set[asyncio.Future[None]] = set()
@@ -103,6 +103,8 @@ class Acceptor:
     def add(self, inbound: Inbound) -> None:
         """Give a handshake its place; a random other one makes room."""
         table = self._half_open
+        if inbound in self._places:
+            return
         if len(table) >= self.core.config.max_half_open:
             self.core.stats.count("handshake.evicted")
             # Not a secret: only a stranger must not be able to choose the victim.
@@ -145,16 +147,30 @@ class Acceptor:
             incoming = Incoming(inbound, peer, inbound.address)
             self._undecided[incoming] = None
             inbound.wait_for_decision(incoming)
-            self._knocking.append(incoming)
+            self._knocking[incoming] = None
             self._wake()
-        elif len(self._accepted) >= core.config.accept_queue:
+        elif self.is_full(queued=True):
             inbound.refuse(Hint.BUSY)
         else:
             inbound.accept()
 
+    def is_full(self, *, queued: bool) -> bool:
+        """Whether there is no room for another connection, or, `queued`, for one that the application must take.
+
+        A node that only dials takes none: there connections that have ended make room.
+        """
+        config = self.core.config
+        if queued and len(self._accepted) >= config.accept_queue:
+            self._accepted = deque(connection for connection in self._accepted if not connection.closed)
+        return self.core.registry.count >= config.max_connections or (
+            queued and len(self._accepted) >= config.accept_queue
+        )
+
     def decided(self, incoming: Incoming) -> None:
         """An incoming peer needs no decision any more."""
         self._undecided.pop(incoming, None)
+        if self._knocking is not None:
+            self._knocking.pop(incoming, None)
 
     def accepted(self, connection: Connection) -> None:
         """A connection for `async for connection in node`."""
@@ -172,7 +188,7 @@ class Acceptor:
     def decide_first(self) -> None:
         """From now on ask the application about each peer."""
         if self._knocking is None:
-            self._knocking = deque()
+            self._knocking = {}
 
     @property
     def decides_first(self) -> bool:
@@ -183,10 +199,10 @@ class Acceptor:
         """The next undecided peer; None when the node closes."""
         assert self._knocking is not None
         while True:
-            while self._knocking:
-                incoming = self._knocking.popleft()
-                if incoming in self._undecided:
-                    return incoming
+            if self._knocking:
+                incoming = next(iter(self._knocking))
+                del self._knocking[incoming]
+                return incoming
             if self._closed:
                 return None
             await self._wait()
@@ -217,10 +233,10 @@ class Acceptor:
         self._closed = True
         for server in self._servers:
             server.close()
+        for incoming in list(self._undecided):
+            incoming.drop()
         for inbound in list(self._half_open):
             inbound.drop(None)
-        for incoming in list(self._undecided):
-            incoming.ignore()
         for task in self._tasks:
             task.cancel()
         self._wake()

@@ -19,7 +19,7 @@ from crust.node.events import DuplicateIdentity
 from crust.node.incoming import Incoming
 from crust.node.path import AnyPath
 from crust.proto.noise.handshake import Hint
-from crust.proto.session.engine import NO_NONCE
+from crust.proto.session.engine import NO_NONCE, SessionState
 from crust.proto.session.outbox import Group, GroupBuilder
 from crust.proto.session.registry import Decision
 from crust.wire import frames
@@ -169,6 +169,7 @@ class Inbound(ABC):
 
     def _bad_first_record(self) -> None:
         self._core.stats.count("handshake.bad_first_record")
+        self._fail("the peer did not prove itself")
         self._fall_silent()
 
     def _decide(self, hello: frames.Hello, now: float) -> None:
@@ -178,6 +179,10 @@ class Inbound(ABC):
         if decision is Decision.ATTACH:
             assert holder is not None
             self._become_path(holder, new=False)
+        elif decision is Decision.NEW and self._acceptor.is_full(queued=self._future is None):
+            # Others have proved themselves meanwhile.
+            self._core.stats.count("refused.busy")
+            self._say_gone(hello.your_nonce, 2)
         elif decision is Decision.NEW:
             self._become_path(self._core.new_connection(self._proven, None), new=True)
         elif decision is Decision.GONE:
@@ -192,11 +197,16 @@ class Inbound(ABC):
         finished = group.finish()
         assert finished is not None
         self._core.stats.count("handshake.session_gone")
+        self._fail("the peer wanted to go on with a connection that does not exist any more")
         self._end()
         self._say_last(finished)
 
     def _resolve_conflict(self, old: Connection) -> None:
+        assert self._proven is not None
         """The peer shows a new nonce while we hold an older session: it restarted, or two instances share one key."""
+        if old.session.state is not SessionState.OPEN:
+            self._become_path(self._core.new_connection(self._proven, None), new=True)  # that one is being closed
+            return
         if old.path_count == 0 or old.session.remote_nonce == NO_NONCE:
             self._replace(old)
             return
@@ -213,7 +223,9 @@ class Inbound(ABC):
         if self.stage is not Stage.CONFLICT or self._proven is None:
             return
         self._hold(False)
-        if alive:
+        if alive and old.session.state is not SessionState.OPEN:
+            self._resolve_conflict(old)
+        elif alive:
             self._core.stats.count("connections.duplicate_identity")
             self._core.emit(DuplicateIdentity(self._proven.peer))
             self._become_path(self._core.new_connection(self._proven, None), new=True)
@@ -261,10 +273,14 @@ class Inbound(ABC):
             return
         if reason is not None and self.stage is not Stage.SILENT:
             self._core.stats.count(f"handshake.{reason}")
+        self._fail("the peer went away before it proved itself")
         self._end()
-        if self._future is not None and not self._future.done():
-            self._future.set_exception(PeerLost(None, "the peer went away before it proved itself"))
         self._abort()
+
+    def _fail(self, reason: str) -> None:
+        """Tell who waits in `accept_incoming` that no connection will come of this."""
+        if self._future is not None and not self._future.done():
+            self._future.set_exception(PeerLost(None, reason))
 
     def _end(self) -> None:
         """This is over, one way or the other."""

@@ -139,6 +139,7 @@ class TcpInbound(Inbound):
         limit = self._core.config.handshake_timeout
         # Not a secret: the moment must only not be a constant by which Crust could be recognised.
         self._set_deadline(limit * random.uniform(_SILENCE_LEAST, 1.0))  # noqa: S311
+        self._acceptor.add(self)  # who has waited for a decision had left the table
 
     def _say_last(self, group: Group) -> None:
         assert self._codec is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crust.crypto.keys import PeerId
-from crust.errors import CrustError, LocalProtocolError
+from crust.errors import LocalProtocolError
 
 if TYPE_CHECKING:
     from crust.node.admission import Inbound
@@ -70,6 +70,6 @@ class Incoming:
         self._decide()
         self._inbound.ignore_incoming()
 
-    def lost(self, error: CrustError) -> None:
-        """The peer went away before it was decided."""
-        self._decided = True
+    def drop(self) -> None:
+        """The node closes: nobody decides any more."""
+        self._inbound.drop(None)

@@ -55,9 +55,11 @@ class Registry(Generic[Holder]):
         self.count = 0
 
     def nonce(self, peer: PeerId) -> bytes:
-        """Our nonce for a peer."""
+        """Our nonce for another session with a peer; a new one when the last is over, or about to be."""
         nonce = self._nonces.get(peer)
-        if nonce is None:
+        open_ones = (h for h in self._holders.get(peer, ()) if h.session.state is SessionState.OPEN)
+        used = peer in self._holders and not any(h.session.nonce == nonce for h in open_ones)
+        if nonce is None or used:
             nonce = self._nonces[peer] = self._random(16)
         return nonce
 
@@ -91,8 +93,9 @@ class Registry(Generic[Holder]):
         nonce = holder.session.nonce
         if not holders:
             del self._holders[peer]
-        if self._nonces.get(peer) == nonce and not any(h.session.nonce == nonce for h in holders):
-            del self._nonces[peer]
+        if not any(h.session.nonce == nonce for h in holders):
+            if self._nonces.get(peer) == nonce:
+                del self._nonces[peer]
             self._tombstones[nonce] = (1 if closed else 0, until)
             while len(self._tombstones) > _TOMBSTONES:
                 self._tombstones.popitem(last=False)
