@@ -132,7 +132,7 @@ class UtpConnection(Intake):
         ids = ((header.connection_id + 1) & 0xFFFF, header.connection_id)
         self = cls(config, now, ids, int.from_bytes(random(2)), State.SYN_RECEIVED)
         self._syn, self._syn_due = header.seq_nr, True
-        self._begin_receiving(header.seq_nr + 1)
+        self._receiver.buffer.next_seq = header.seq_nr + 1
         self._receiver.reply_micro = (int(now * 1e6) - header.timestamp) & MICRO_MASK
         self.stats.packets_received = 1
         self._timers.set(Timer.STALL, now + config.stall_timeout)
@@ -164,13 +164,10 @@ class UtpConnection(Intake):
         self = cls(config, now, (receive_id, send_id), seq_nr, State.ESTABLISHED)
         if rtt:
             self._sender.rtt.add(rtt, now)
-        self._begin_receiving(peer_seq_nr)
+        self._receiver.buffer.next_seq = peer_seq_nr
         self._sender.peer_window = INITIAL_PEER_WINDOW
         self._life.events.append(Connected())
         return self
-
-    def _begin_receiving(self, next_seq: int) -> None:
-        self._receiver.buffer.next_seq = next_seq
 
     # -- what it is like -----------------------------------------------------------------------------------------
 
@@ -421,7 +418,7 @@ class UtpConnection(Intake):
             self.stats.drop(DropReason.UNEXPECTED)
             return False
         # libutp and libtorrent: the answer carries the number of the first data packet to come.
-        self._begin_receiving(seq_nr)
+        self._receiver.buffer.next_seq = seq_nr
         self._sender.peer_window = window
         self._timers.clear(Timer.RETRANSMIT)
         if self._syn_count == 1:
@@ -489,7 +486,7 @@ class UtpConnection(Intake):
                 self._syn_due = True
                 if self._syn_count > SYN_RETRIES:
                     self._fail(EndReason.TIMED_OUT, "no answer to the SYN")
-            elif self._sender.on_timer(timer, now) or (timer is Timer.STALL and self._life.state is State.SYN_RECEIVED):
+            elif self._sender.on_timer(timer, now):
                 self._on_stall()
 
     def _on_idle(self, now: float) -> None:

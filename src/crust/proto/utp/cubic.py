@@ -83,8 +83,7 @@ class Cubic:
         alpha = 1.0 if self._w_est >= self._prior else _RENO_ALPHA
         self._w_est += alpha * segment * sample.delivered / self._cwnd
         if self._curve(elapsed) < self._w_est:
-            if self._w_est > self._cwnd:
-                self._set(self._w_est)
+            self._set(max(self._w_est, self._cwnd))
             return
         target = min(max(self._curve(elapsed + sample.srtt), self._cwnd), 1.5 * self._cwnd)
         self._set(self._cwnd + (target - self._cwnd) * sample.delivered / self._cwnd)

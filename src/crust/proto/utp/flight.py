@@ -62,7 +62,7 @@ class Flight:
         "_bursts_from",
         "_ends",
         "_judged",
-        "_rack_seq",
+        "_rack_order",
         "_resent_at",
         "_silent_bytes",
         "_tail",
@@ -91,7 +91,7 @@ class Flight:
         self.rack_rtt = self.rtt_sample = 0.0
         self.reordered = self.repaired = False
         self.spurious = 0
-        self._rack_seq = seq_nr
+        self._rack_order = (0, seq_nr)  # of what was sent at that time: (repetition, number)
         self._ends: list[int] = []  # offset in the stream after each payload
         self._base = self._tail = 0  # offsets before the first and after the last of them
         self._burst_ends: list[int] = []  # one past the last packet of each burst
@@ -232,17 +232,17 @@ class Flight:
                     self.reordered = True
                 else:
                     self.repaired = True
-                    self._saw_arrival(sent, seq, now)
+                    self._saw_arrival(sent, (1, seq), now)
 
     def _saw_first_copy(self, seq: int, now: float) -> None:
         if seq >= self._bursts_from:
             sent = self._burst_times[bisect_right(self._burst_ends, seq)]
             self.rtt_sample = now - sent
-            self._saw_arrival(sent, seq, now)
+            self._saw_arrival(sent, (0, seq), now)
 
-    def _saw_arrival(self, sent: float, seq: int, now: float) -> None:
-        if (sent, seq) >= (self.rack_time, self._rack_seq):
-            self.rack_time, self._rack_seq, self.rack_rtt = sent, seq, now - sent
+    def _saw_arrival(self, sent: float, order: tuple[int, int], now: float) -> None:
+        if (sent, order) >= (self.rack_time, self._rack_order):
+            self.rack_time, self._rack_order, self.rack_rtt = sent, order, now - sent
 
     def _bytes(self, mask: int) -> int:
         """Payload of a set of packets."""
@@ -288,7 +288,8 @@ class Flight:
     def _overdue_repetitions(self, overdue: float) -> list[tuple[int, float]]:
         found = []
         for seq, time in self._resent_at.items():
-            if time > overdue or (time == self.rack_time and seq >= self._rack_seq):
+            # Of one moment, repetitions were sent after first copies and in their own order.
+            if time > overdue or (time == self.rack_time and (1, seq) >= self._rack_order):
                 break
             found.append((seq, time))
         return found

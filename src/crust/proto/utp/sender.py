@@ -236,8 +236,10 @@ class Sender:
             self._set_segment()
 
     def _set_segment(self) -> None:
-        self._segment = self.mtu.current - HEADER_BYTES
-        self.congestion.set_segment(self._segment)
+        segment = self.mtu.current - HEADER_BYTES
+        if segment != self._segment:
+            self._segment = segment
+            self.congestion.set_segment(segment)
         if self.mtu.raise_at is not None:
             self._timers.set(Timer.MTU_RAISE, self.mtu.raise_at)
 
@@ -291,15 +293,15 @@ class Sender:
         rtt = self.rtt
         if not rtt.srtt:
             return rtt.rto
-        delay = max(2 * rtt.srtt, rtt.srtt + 4 * rtt.rttvar, MIN_LOSS_PROBE)
-        # One or two packets may wait for company at the peer before it acknowledges them.
-        config = self._config
-        return (
-            delay + (config.ack_delay if config.tunnel else config.peer_ack_delay) if self.flight.count <= 2 else delay
-        )
+        delay = max(2 * rtt.srtt, MIN_LOSS_PROBE)
+        if self.flight.count <= 2:
+            # One or two packets may wait for company at the peer before it acknowledges them.
+            config = self._config
+            delay += config.ack_delay if config.tunnel else config.peer_ack_delay
+        return min(delay, rtt.rto)
 
     def _arm(self, now: float) -> None:
-        """Set the time-outs after progress or a new packet."""
+        """Set the time-outs after progress."""
         timers = self._timers
         if not self.flight.count:
             timers.clear(Timer.RETRANSMIT)
@@ -308,9 +310,8 @@ class Sender:
             if not self.queue.size:
                 timers.clear(Timer.STALL)
             return
-        timers.set(Timer.RETRANSMIT, now + min(self.rtt.rto * 2**self._backoff, MAX_RTO))
-        if not self._probed and not self._backoff:
-            timers.set(Timer.LOSS_PROBE, now + self._loss_probe_delay)
+        timers.set(Timer.RETRANSMIT, now + self.rtt.rto)
+        timers.set(Timer.LOSS_PROBE, now + self._loss_probe_delay)
         timers.set_if_unset(Timer.STALL, self._progress + self._config.stall_timeout)
 
     def _arm_after_send(self, now: float) -> None:
@@ -323,18 +324,20 @@ class Sender:
 
     def on_timer(self, timer: Timer, now: float) -> bool:
         """A timer of ours has fired; True when the connection is to be given up."""
-        if timer is Timer.RETRANSMIT:
+        if timer is Timer.LOSS_PROBE or (timer is Timer.RETRANSMIT and not self._probed and not self._backoff):
+            # The first time-out is a probe in any case (RFC 8985 §7.2).
+            if not self._probed:
+                self._stats.loss_probes += 1
+                self._probe = self._probed = True
+        elif timer is Timer.RETRANSMIT:
             self._on_retransmit_timeout(now)
-        elif timer is Timer.LOSS_PROBE:
-            self._stats.loss_probes += 1
-            self._probe = self._probed = True
         elif timer is Timer.REORDER:
             self._find_losses(now)
         elif timer is Timer.PERSIST:
             self._persist = True
         elif timer is Timer.MTU_RAISE:
             self.mtu.search_again()
-        elif timer is Timer.STALL and (self.flight.count or self.queue.size):
+        elif timer is Timer.STALL:
             deadline = self._progress + self._config.stall_timeout
             if deadline <= now:
                 return True
@@ -343,21 +346,15 @@ class Sender:
 
     def _on_retransmit_timeout(self, now: float) -> None:
         flight = self.flight
-        if not flight.count:
-            return
         self._timers.clear(Timer.LOSS_PROBE)
-        probe_only = self.mtu.probe_seq is not None and flight.count == 1
-        if probe_only:
-            self.mtu.lost(now)
-        else:
-            self.mtu.probe_seq = None
-            self._backoff += 1
-            self._stats.timeouts += 1
-            # A peer whose window is shut drops what we ask it with; that is no congestion.
-            if self._backoff == 1 and self.peer_window:
-                self.congestion.on_timeout(now, flight.in_flight)
-            if self._backoff == 2 and len(flight.payloads[0]) + HEADER_BYTES > self._config.mtu:
-                self.mtu.black_hole(now)
+        self.mtu.probe_seq = None
+        self._backoff += 1
+        self._stats.timeouts += 1
+        # A peer whose window is shut drops what we ask it with; that is no congestion.
+        if self._backoff == 1 and self.peer_window:
+            self.congestion.on_timeout(now, flight.in_flight)
+        if self._backoff == 2 and len(flight.payloads[0]) + HEADER_BYTES > self._config.mtu:
+            self.mtu.black_hole(now)
         self._set_segment()
         self._stats.packets_lost += flight.count - flight.sacked.bit_count()
         flight.lose_all()
@@ -507,6 +504,9 @@ class Sender:
         # The last packet tells most, the first one is what the peer waits for.
         first, last = edges
         wanted = (first, last) if first != last else (first,)
+        if self.mtu.probe_seq in wanted:
+            self.mtu.lost(now)  # repeated in parts, or cut by the system: its arrival would say nothing
+            self._set_segment()
         self._repeat([(seq, self.flight.repeat(seq, now)) for seq in wanted], header, batches)
 
     def _repeat(self, packets: list[tuple[int, Buffer]], header: Header, batches: list[Batch]) -> None:

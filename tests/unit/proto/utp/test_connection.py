@@ -370,6 +370,56 @@ def test_run_of_acks_and_data() -> None:
     assert end.unacknowledged_bytes == 1180
 
 
+def test_data_then_an_ack_in_one_batch() -> None:
+    end = established_pair().a
+    end.send_data(b"x", START)
+    sent_by(end, START)
+    end.receive_datagrams([packet(body=b"1", ack_nr=65_499)], START)
+    batch = [packet(seq_nr=6 + at, body=b"2") for at in range(3)] + [packet(PacketType.STATE, seq_nr=9, ack_nr=65_500)]
+    end.receive_datagrams(batch, START + 0.1)
+    assert end.data_to_read() == [b"1222"]
+    assert end.unacknowledged_bytes == 0
+
+
+def test_run_with_a_new_ack_and_out_of_order() -> None:
+    end = established_pair().a
+    end.send_data(bytes(2000), START)
+    sent_by(end, START)
+    run = [packet(seq_nr=5 + at, ack_nr=65_500) for at in range(3)]
+    end.receive_run(b"".join(run), b"112233", 2, START + 0.1)
+    assert end.unacknowledged_bytes == 820
+    end.receive_run(b"".join([packet(seq_nr=10, ack_nr=65_501), packet(seq_nr=8, ack_nr=65_501)]), b"xxyy", 2, START)
+    assert b"".join(end.data_to_read()) == b"112233yy"
+    assert end.unacknowledged_bytes == 0
+
+
+def test_data_past_the_end_in_one_batch() -> None:
+    end = established_pair().a
+    end.receive_datagrams([packet(body=b"1")], START)
+    end.receive_datagrams([packet(PacketType.FIN, seq_nr=7)], START)
+    end.receive_datagrams([packet(seq_nr=6 + at, body=b"2") for at in range(3)], START)
+    assert end.ended
+    assert end.data_to_read() == [b"12"]
+
+
+@pytest.mark.parametrize(("mtu", "extensions"), [(276, {0, 1}), (1200, {0, 1, 0x43})])
+def test_gaps_farther_than_a_selective_ack_reaches(mtu: int, extensions: set[int]) -> None:
+    """Far acks tell of them, where they fit into a packet."""
+    config = UtpConfig(tunnel=True, mtu=mtu, mtu_ceiling=mtu)
+    end = UtpConnection.established(config, START, receive_id=10, send_id=20, seq_nr=65_500, peer_seq_nr=5)
+    kinds: set[int] = set()
+    for at in range(1, 2500):
+        end.receive_datagrams([packet(seq_nr=5 + at, body=b"x")], START)
+        for datagram in sent_by(end, START):
+            assert len(datagram) <= mtu
+            kind, body = datagram[1], datagram[20:]
+            while kind:
+                kinds.add(kind)
+                kind, body = body[0], body[2 + body[1] :]
+            kinds.add(kind)
+    assert kinds == extensions
+
+
 def test_window_shuts_and_opens() -> None:
     config = UtpConfig(tunnel=True, receive_window=20_000)
     pair = established_pair(config)
