@@ -117,7 +117,7 @@ class UtpLink:
 
     def check_writable(self) -> None:
         """Tell the consumer when there is room again."""
-        if self._stalled and self.writable:
+        if self._stalled and self._has_room:
             self._stalled = False
             if self.consumer is not None:
                 self.consumer.link_writable()
@@ -153,6 +153,10 @@ class UtpLink:
     @property
     def writable(self) -> bool:
         """Whether a group can be written."""
+        return not self._stalled
+
+    @property
+    def _has_room(self) -> bool:
         utp = self.association.utp
         return utp.unsent_bytes < _UNSENT_BYTES and utp.send_space >= _GROUP_BYTES
 
@@ -162,7 +166,7 @@ class UtpLink:
             return
         self.association.utp.send_data(self._records.buffers(groups), now)
         self._front.flush(self.association, now)
-        self._stalled = not self.writable
+        self._stalled = not self._has_room
 
     def idle(self) -> None:
         """Hold as little memory as possible."""
@@ -218,6 +222,7 @@ class UdpFront:
         self._sockets: list[UdpSocket] = []
         self._on_demand: dict[int, UdpSocket] = {}  # by family, opened for dialling
         self._held: Outgoing | None = None  # what the kernel did not take
+        self._unflushed: dict[Association, None] = {}
         self._waiting: dict[Association, None] = {}  # to be flushed when it does
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
@@ -409,7 +414,7 @@ class UdpFront:
             link: UtpLink | None = association.owner
             if link is not None:
                 link.drain(now)
-            self.flush(association, now)
+            self._flush_later(association)
             if link is not None:
                 link.check_writable()
                 if link in self._closing and link.settled:
@@ -418,17 +423,30 @@ class UdpFront:
             self._transmit(out, now)
         self._arm()
 
+    def _flush_later(self, association: Association) -> None:
+        """Flush once who reads has had the chance to answer, so that acknowledgements go with the answer."""
+        if not self._unflushed:
+            self._loop.call_soon(self._flush_all)
+        self._unflushed[association] = None
+
+    def _flush_all(self) -> None:
+        now = monotonic()
+        while self._unflushed:
+            self.flush(next(iter(self._unflushed)), now)
+
     def flush(self, association: Association, now: float) -> None:
         """Send what an association has to say."""
+        self._unflushed.pop(association, None)
         sent = 0
         outgoing = self.endpoint.association_outgoing
         while self._held is None:
             out = outgoing(association, now)
-            if out is None:
+            if out is not None:
+                self._transmit(out, now)
+                sent += len(out.data)
+            if not association.has_more:
                 self._arm()
                 return
-            self._transmit(out, now)
-            sent += len(out.data)
             if sent >= _FLUSH_BYTES:
                 self.endpoint.touch(association)
                 self.pump_soon()

@@ -159,8 +159,12 @@ class TunnelHost:
         while endpoint.touched:
             association, _ = endpoint.touched.popitem()
             self._drain(association)
-            while (out := endpoint.association_outgoing(association, now)) is not None:
-                self._transmit(out)
+            while True:
+                out = endpoint.association_outgoing(association, now)
+                if out is not None:
+                    self._transmit(out)
+                if not association.has_more:
+                    break
         while (out := endpoint.next_outgoing()) is not None:
             self._transmit(out)
         self._arm()

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Association"]
 
+_BATCHES_AT_ONCE: Final = 4  # of 64 KiB, the least that µTP holds back when it has more
 _INITIATOR_ID: Final = 1
 _RESPONDER_ID: Final = 2
 
@@ -69,6 +70,7 @@ class Association:
         initiator: whether we dialled.
         utp: the connection inside, for its data, events and verbs.
         proved: an authentic datagram has come.
+        has_more: `next_outgoing` may have more to give.
         route: where the peer is.
         owner: for the front end.
     """
@@ -76,6 +78,7 @@ class Association:
     __slots__ = (
         "_batches",
         "_control",
+        "_drained",
         "_endpoint",
         "_hash",
         "_new_address",
@@ -93,6 +96,7 @@ class Association:
         "_timers",
         "armed",
         "closed",
+        "has_more",
         "hello",
         "initiator",
         "owner",
@@ -138,6 +142,8 @@ class Association:
         self._newest_route = route
         self._control: deque[tuple[ControlKind, bytes, Route | None]] = deque()
         self._batches: deque[Batch] = deque()
+        self._drained = True
+        self.has_more = False
         self._sent_at = now
         self._timers.set(Timer.KEEPALIVE, now + KEEPALIVE_SECONDS)
         self._set_renewal(now)
@@ -388,7 +394,11 @@ class Association:
     # --- to the network ------------------------------------------------------------------------------------------
 
     def next_outgoing(self, now: float) -> Outgoing | None:
-        """The next datagrams to send; None when there are none (any more) at present."""
+        """The next datagrams to send; None when there are none (any more) at present.
+
+        Afterwards `has_more` says whether to ask again.
+        """
+        self.has_more = False
         if self.closed:
             return None
         try:
@@ -399,9 +409,12 @@ class Association:
                 batches.extend(self.utp.datagrams_to_send(now))
                 if not batches:
                     return None
+                # With less than it may give at once, it has given all.
+                self._drained = len(batches) < _BATCHES_AT_ONCE
                 if self._send.counter >= RENEW_DATAGRAMS and self._renewal is None and self._next is None:
                     self.renew(now)
             batch = batches.popleft()
+            self.has_more = bool(batches) or not self._drained
             data, size = self._endpoint.sealer.seal(self._send, batch.headers, batch.bodies)
         except KeyExhaustedError:
             self.close()
@@ -412,6 +425,7 @@ class Association:
 
     def _seal_control(self, now: float) -> Outgoing:
         kind, body, route = self._control.popleft()
+        self.has_more = True
         data, size = self._endpoint.sealer.seal(self._send, serialize_control(kind), [body])
         if route is None:
             route = self._route_for(size)

@@ -509,8 +509,8 @@ class TunnelEndpoint:
         return self._outgoing.popleft() if self._outgoing else None
 
     def association_outgoing(self, association: Association, now: float) -> Outgoing | None:
-        """The next datagrams of an association; when there are none (any more) its timers are armed."""
+        """The next datagrams of an association; when `has_more` is false afterwards, its timers are armed."""
         found = association.next_outgoing(now)
-        if found is None and not association.closed:
+        if not association.has_more and not association.closed:
             self._arm(association)
         return found

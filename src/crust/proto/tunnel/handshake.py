@@ -144,7 +144,7 @@ def _prologue(network: Network, suite: Suite, responder: PeerId, renews: bytes) 
 
 def mask_datagram(mask: HeaderMask, header: bytes, sealed: bytes) -> bytes:
     """A whole datagram of its unmasked header and what is sealed."""
-    return mask.apply(header, sealed[:SAMPLE_BYTES] * 2) + sealed
+    return mask.apply_one(header, sealed[:SAMPLE_BYTES]) + sealed
 
 
 def _keys(noise: IkInitiator | IkResponder, suite: Suite, theirs: Introduction, *, initiator: bool) -> TunnelKeys:

@@ -20,7 +20,9 @@ __all__ = ["MAX_SEGMENTS", "HeaderMask"]
 MAX_SEGMENTS: Final = 128
 """Datagrams in one batch; Linux sends and gives at most 64 (from 6.9 on 128)."""
 
-_SECOND: Final = bytes(SAMPLE_BYTES) + b"\xa5" * SAMPLE_BYTES
+_FLIP: Final = 0xA5
+_FLIP_BYTES: Final = bytes(value ^ _FLIP for value in range(256))
+_SECOND: Final = bytes(SAMPLE_BYTES) + bytes((_FLIP,)) * SAMPLE_BYTES
 # For each number of datagrams the constant that turns the second copy of each sample into another block.
 _FLIPS: Final = tuple(int.from_bytes(_SECOND * count, "little") for count in range(MAX_SEGMENTS + 1))
 
@@ -45,14 +47,20 @@ class HeaderMask:
             headers: 32 bytes each.
             samples: the sample of each, twice in a row.
         """
-        cipher = self._cipher
-        if cipher is None:
-            # An ECB context has no state between whole blocks, so one serves for ever.
-            cipher = self._cipher = Cipher(AES(self._key), ECB()).encryptor()  # noqa: S305 - single random blocks
         size = len(samples)
         blocks = (int.from_bytes(samples, "little") ^ _FLIPS[size // HEADER_BYTES]).to_bytes(size, "little")
-        masks = cipher.update(blocks)
+        masks = (self._cipher or self._begin()).update(blocks)
         return (int.from_bytes(headers, "little") ^ int.from_bytes(masks, "little")).to_bytes(size, "little")
+
+    def apply_one(self, header: bytes, sample: bytes) -> bytes:
+        """The same for a single header, in a third of the time."""
+        mask = (self._cipher or self._begin()).update(sample + sample.translate(_FLIP_BYTES))
+        return (int.from_bytes(header, "little") ^ int.from_bytes(mask, "little")).to_bytes(HEADER_BYTES, "little")
+
+    def _begin(self) -> CipherContext:
+        # An ECB context has no state between whole blocks, so one serves for ever.
+        self._cipher = Cipher(AES(self._key), ECB()).encryptor()  # noqa: S305 - single random blocks
+        return self._cipher
 
     def release(self) -> None:
         """Give up what can be made again."""

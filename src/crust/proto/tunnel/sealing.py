@@ -30,7 +30,7 @@ _PLANS_KEPT: Final = 4
 _PLAN_LEAST: Final = 6
 _WHOLE: Final = repeat(slice(None))
 _SET: Final[Callable[..., None]] = setitem
-_BYTES: Final = bytes(range(256))
+_LOW: Final = bytes(range(256)) * 2
 
 
 @cache
@@ -135,6 +135,8 @@ class Sealer:
         count = len(bodies)
         body = len(bodies[0])
         size = SMALLEST_DATAGRAM + body
+        if count == 1:
+            return self._seal_one(key, headers, bodies[0], size)
         own = self._headers
         plain = _tunnel_headers(key.index_bytes, key.take(count), headers, count)
         own.view[: len(plain)] = plain
@@ -155,15 +157,22 @@ class Sealer:
         _run(map(_SET, starts, _WHOLE, _header_fields(count).unpack(masked)))
         return buffer[:end], size
 
+    def _seal_one(self, key: SendKey, utp_header: bytes | bytearray, body: Buffer, size: int) -> tuple[memoryview, int]:
+        header = key.index_bytes + key.take(1).to_bytes(8, "big") + utp_header
+        out = self._buffer[:size]
+        key.aead.encrypt_into(header[:NONCE_BYTES], body, header, out[HEADER_BYTES:])
+        out[:HEADER_BYTES] = key.mask.apply_one(header, bytes(out[HEADER_BYTES:_SAMPLE_END]))
+        return out, size
+
 
 def _tunnel_headers(index: bytes, first: int, headers: bytes | bytearray, count: int) -> bytes | bytearray:
     """Headers of 32 bytes: index, counter and µTP header of each packet."""
-    if count == 1:
-        return index + first.to_bytes(8, "big") + headers
-    low = first & 0xFF
-    if low + count <= 256 and is_header_run(headers, count):
+    low = first & 0xFFFF
+    if low + count <= 0x10000 and is_header_run(headers, count):
         run = bytearray((index + first.to_bytes(8, "big") + headers[:UTP_BYTES]) * count)
-        run[11::32] = _BYTES[low : low + count]
+        run[11::32] = _LOW[low & 0xFF : (low & 0xFF) + count]
+        if (low & 0xFF) + count > 256:
+            run[10::32] = bytes(number >> 8 for number in range(low, low + count))
         run[28::32] = headers[16::UTP_BYTES]
         run[29::32] = headers[17::UTP_BYTES]
         return run
@@ -206,6 +215,10 @@ class Opener:
         Returns:
             Index and counter of each, in turn.
         """
+        if count == 1:
+            plain = mask.apply_one(bytes(data[:HEADER_BYTES]), bytes(data[HEADER_BYTES:_SAMPLE_END]))
+            self._headers.view[:HEADER_BYTES] = plain
+            return _nonce_fields(1).unpack(plain)
         if count < _PLAN_LEAST or data.obj is not self._memory:
             starts = _slices(data, 0, HEADER_BYTES, size, count)
             samples = _samples(data, size, count)
