@@ -12,8 +12,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from crust.crypto.keys import PeerId
+from crust.net.clock import monotonic
 from crust.net.tcp import TcpStream
-from crust.node.admission import Inbound
+from crust.node.admission import Inbound, Verdict
 from crust.node.connection import Connection
 from crust.node.core import Core
 from crust.node.inbound_tcp import TcpInbound
@@ -28,6 +30,7 @@ from crust.types import PathKind, format_address
 __all__ = ["Acceptor"]
 
 _BACKLOG: Final = 1024
+_VERDICT_SECONDS: Final = 1.0  # so long the attempts of one dial may lie apart
 
 
 class Acceptor:
@@ -54,6 +57,8 @@ class Acceptor:
         self._places: dict[Inbound, int] = {}
         self._knocking: dict[Incoming, None] | None = None  # not yet shown to the application
         self._undecided: dict[Incoming, None] = {}
+        self._waiting_peers: dict[PeerId, Incoming] = {}
+        self._verdicts: dict[PeerId, tuple[Verdict, float]] = {}
         self._accepted: deque[Connection] = deque()
         self._waiters: set[asyncio.Future[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -140,19 +145,36 @@ class Acceptor:
         elif core.registry.holders_of(peer):
             inbound.accept()  # another path of a peer that was accepted before
         elif self._knocking is not None:
-            if len(self._undecided) >= core.config.max_incoming:
-                inbound.refuse(Hint.BUSY)
-                return
-            self.remove(inbound)
-            incoming = Incoming(inbound, peer, inbound.address)
-            self._undecided[incoming] = None
-            inbound.wait_for_decision(incoming)
-            self._knocking[incoming] = None
-            self._wake()
+            self._ask(inbound, peer)
         elif self.is_full(queued=True):
             inbound.refuse(Hint.BUSY)
         else:
             inbound.accept()
+
+    def _ask(self, inbound: Inbound, peer: PeerId) -> None:
+        """Let the application decide about a peer, once for all attempts of its dial."""
+        assert self._knocking is not None
+        verdict = self._verdict(peer)
+        if verdict is Verdict.ACCEPTED:
+            inbound.accept()
+        elif verdict is Verdict.REFUSED:
+            inbound.refuse(Hint.REFUSED)
+        elif verdict is Verdict.IGNORED:
+            inbound.ignore()
+        elif (known := self._waiting_peers.get(peer)) is not None:
+            self.remove(inbound)
+            known.join(inbound)
+            inbound.wait_for_decision(known)
+        elif len(self._undecided) >= self.core.config.max_incoming:
+            inbound.refuse(Hint.BUSY)
+        else:
+            self.remove(inbound)
+            incoming = Incoming(inbound, peer, inbound.address)
+            self._undecided[incoming] = None
+            self._waiting_peers[peer] = incoming
+            inbound.wait_for_decision(incoming)
+            self._knocking[incoming] = None
+            self._wake()
 
     def is_full(self, *, queued: bool) -> bool:
         """Whether there is no room for another connection, or, `queued`, for one that the application must take.
@@ -166,9 +188,23 @@ class Acceptor:
             queued and len(self._accepted) >= config.accept_queue
         )
 
+    def remember(self, incoming: Incoming | None, verdict: Verdict) -> None:
+        """The application has decided about a peer."""
+        if incoming is not None:
+            self.decided(incoming)
+            self._verdicts[incoming.peer] = (verdict, monotonic() + _VERDICT_SECONDS)
+            while len(self._verdicts) > self.core.config.max_incoming:
+                del self._verdicts[next(iter(self._verdicts))]
+
+    def _verdict(self, peer: PeerId) -> Verdict | None:
+        """What was decided about a peer a moment ago."""
+        verdict, until = self._verdicts.get(peer, (None, 0.0))
+        return verdict if monotonic() < until else None
+
     def decided(self, incoming: Incoming) -> None:
         """An incoming peer needs no decision any more."""
         self._undecided.pop(incoming, None)
+        self._waiting_peers.pop(incoming.peer, None)
         if self._knocking is not None:
             self._knocking.pop(incoming, None)
 

@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import enum
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 from crust.errors import CrustError, PeerLost, RemoteProtocolError
 from crust.net.clock import monotonic
@@ -27,7 +28,7 @@ from crust.wire import frames
 if TYPE_CHECKING:
     from crust.node.acceptor import Acceptor
 
-__all__ = ["Groups", "Inbound", "Stage"]
+__all__ = ["Groups", "Inbound", "Stage", "Verdict"]
 
 _CONFLICT_WAIT: Final = 1.0
 
@@ -43,6 +44,14 @@ class Stage(enum.Enum):
     CONFLICT = "we ask an older session with the same peer whether it lives"
     SILENT = "a stranger: read and discard"
     DONE = "a path, or gone"
+
+
+class Verdict(enum.Enum):
+    """What the application decided about a peer."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    IGNORED = "ignored"
 
 
 class Inbound(ABC):
@@ -109,6 +118,11 @@ class Inbound(ABC):
         self._send_hint(hint)
         self._fall_silent()
 
+    def ignore(self) -> None:
+        """Say nothing, as if nobody were here."""
+        self._core.stats.count("refused.ignored")
+        self._fall_silent()
+
     def wait_for_decision(self, incoming: Incoming) -> None:
         """The application decides; the peer moves to a table of its own."""
         self.stage = Stage.WAITING
@@ -122,16 +136,25 @@ class Inbound(ABC):
         self._set_deadline(self._core.config.handshake_timeout)
         self._sent_at = monotonic()
 
-    async def accept_incoming(self) -> Connection:
-        """For `Incoming.accept`."""
+    def accept_incoming(self) -> Coroutine[Any, Any, Connection]:
+        """For `Incoming.accept`: answers at once, and waits until the peer has proved itself."""
         if self.stage is not Stage.WAITING:
             raise PeerLost(None, "the peer has gone away")
-        self._forget_incoming()
+        self._acceptor.remember(self._incoming, Verdict.ACCEPTED)
         self._future = self._core.loop.create_future()
-        self._acceptor.add(self)
-        try:
+        self.accept_too()
+        return self._proved(self._future)
+
+    def accept_too(self) -> None:
+        """Answer a further attempt of a peer that was accepted."""
+        if self.stage is Stage.WAITING:
+            self._forget_incoming()
+            self._acceptor.add(self)
             self.accept()
-            return await self._future
+
+    async def _proved(self, future: asyncio.Future[Connection]) -> Connection:
+        try:
+            return await future
         except asyncio.CancelledError:
             self.drop("cancelled")
             raise
@@ -139,17 +162,19 @@ class Inbound(ABC):
     def refuse_incoming(self) -> None:
         """For `Incoming.refuse`."""
         if self.stage is Stage.WAITING:
+            self._acceptor.remember(self._incoming, Verdict.REFUSED)
             self.refuse(Hint.REFUSED)
 
     def ignore_incoming(self) -> None:
         """For `Incoming.ignore`."""
         if self.stage is Stage.WAITING:
-            self._core.stats.count("refused.ignored")
-            self._fall_silent()
+            self._acceptor.remember(self._incoming, Verdict.IGNORED)
+            self.ignore()
 
     def _forget_incoming(self) -> None:
         if self._incoming is not None:
-            self._acceptor.decided(self._incoming)
+            if self._incoming.leave(self):
+                self._acceptor.decided(self._incoming)
             self._incoming = None
 
     # --- the first record ----------------------------------------------------------------------------------------

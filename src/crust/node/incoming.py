@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crust.crypto.keys import PeerId
-from crust.errors import LocalProtocolError
+from crust.errors import LocalProtocolError, PeerLost
 
 if TYPE_CHECKING:
     from crust.node.admission import Inbound
@@ -26,10 +26,20 @@ class Incoming:
     """
 
     def __init__(self, inbound: Inbound, peer: PeerId, address: tuple[str, int]) -> None:
-        self._inbound = inbound
+        self._inbounds = [inbound]
         self._decided = False
         self.peer = peer
         self.address = address
+
+    def join(self, inbound: Inbound) -> None:
+        """The same peer knocks once more, as dials race several addresses and transports."""
+        self._inbounds.append(inbound)
+
+    def leave(self, inbound: Inbound) -> bool:
+        """An attempt is over; True when it was the last."""
+        if inbound in self._inbounds:
+            self._inbounds.remove(inbound)
+        return not self._inbounds
 
     def __repr__(self) -> str:
         return f"<Incoming {str(self.peer)[:14]}… from {self.address[0]}>"
@@ -50,7 +60,13 @@ class Incoming:
             LocalProtocolError: already decided. Cancellation refuses the peer.
         """
         self._decide()
-        return await self._inbound.accept_incoming()
+        if not self._inbounds:
+            raise PeerLost(self.peer, "the peer has gone away")
+        first, *others = self._inbounds
+        accepted = first.accept_incoming()
+        for other in others:
+            other.accept_too()
+        return await accepted
 
     def refuse(self) -> None:
         """Turn the peer down; it learns only that it was refused.
@@ -59,7 +75,8 @@ class Incoming:
             LocalProtocolError: already decided.
         """
         self._decide()
-        self._inbound.refuse_incoming()
+        for inbound in list(self._inbounds):
+            inbound.refuse_incoming()
 
     def ignore(self) -> None:
         """Answer nothing, as if nobody were here.
@@ -68,8 +85,10 @@ class Incoming:
             LocalProtocolError: already decided.
         """
         self._decide()
-        self._inbound.ignore_incoming()
+        for inbound in list(self._inbounds):
+            inbound.ignore_incoming()
 
     def drop(self) -> None:
         """The node closes: nobody decides any more."""
-        self._inbound.drop(None)
+        for inbound in list(self._inbounds):
+            inbound.drop(None)

@@ -13,6 +13,7 @@ from crust.config import Config
 from crust.crypto.keys import Identity, PeerId
 from crust.errors import (
     ConnectError,
+    ConnectionClosed,
     CrustError,
     LocalProtocolError,
     NoPathError,
@@ -500,6 +501,17 @@ class Node:
             self._neighbourhood.forget(connection)
 
     # --- accepting -----------------------------------------------------------------------------------------------
+
+    async def accept(self) -> Connection:
+        """The next connection that a peer has made; `async for connection in node` gives the same.
+
+        Raises:
+            ConnectionClosed: the node was closed. Cancellation loses nothing.
+        """
+        try:
+            return await anext(self)
+        except StopAsyncIteration:
+            raise ConnectionClosed("the node is closed") from None
 
     def __aiter__(self) -> Node:
         return self

@@ -38,11 +38,13 @@ class StreamMultiplexer:
         """A new stream; the peer learns of it at the next write.
 
         Raises:
-            LocalProtocolError: a name over 255 bytes.
+            LocalProtocolError: a name over 255 bytes, or too many streams are open.
         """
         encoded = name.encode()
         if len(encoded) > 255:
             raise LocalProtocolError("a stream's name has at most 255 bytes")
+        if self.table.local_open >= self.table.most:
+            raise LocalProtocolError(f"{self.table.most} streams are open, which is the most that a peer takes")
         stream = self.table.open_local(name, priority)
         # Before all data: openings keep the order of their numbers, whatever the priorities.
         self._outbox.queue_control(lambda n: frames.serialize_stream_open(n, stream.id, stream.priority, encoded))

@@ -157,6 +157,11 @@ class StreamTable:
         self.next_local += 2
         return self._add(stream)
 
+    @property
+    def local_open(self) -> int:
+        """Streams of ours that are not over; both sides are taken to have the same limit."""
+        return len(self.by_id) - self.remote_open
+
     def open_remote(self, stream_id: int, name: str, priority: int) -> StreamState:
         """A new stream of the peer's.
 
