@@ -119,7 +119,7 @@ class Link:
         if config.rate:
             wait = self.queueing_delay
             size = len(datagram) + config.overhead
-            if config.buffer_bytes and wait * config.rate / 8 + size > config.buffer_bytes:
+            if config.buffer_bytes and round(wait * config.rate / 8) + size > config.buffer_bytes:
                 self.dropped_full += 1
                 return
             self._delay_sum += wait
