@@ -135,8 +135,6 @@ def run_command_line(argv: list[str] | None) -> int:
     except BrokenPipeError:  # the reader of a help text has had enough
         drop_stdout()
         code = 0
-    finally:
-        interrupts.restore()
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -146,6 +144,7 @@ def run_command_line(argv: list[str] | None) -> int:
                 drop_stdout()
     if argv is None and stuck_threads():
         os._exit(code)
+    interrupts.finish()
     return code
 
 

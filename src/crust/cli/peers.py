@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from crust.errors import CrustError
+from crust.node.transfer.endpoint import end_tasks
 
 if TYPE_CHECKING:
     from crust.crypto.keys import PeerId
@@ -46,8 +47,8 @@ class Peers:
             await acceptor
         finally:
             failed.cancel()
-            for task in (acceptor, *self._tasks):
-                task.cancel()
+            # Each says goodbye to its peer, while the node is still there.
+            await end_tasks(acceptor, *self._tasks)
 
     async def _accept(self, handle: Callable[[Connection], Awaitable[None]], failed: asyncio.Future[None]) -> None:
         if self._accepted is None:

@@ -33,6 +33,7 @@ from crust.node.transfer import (
     receive_files,
     refuse_files,
 )
+from crust.node.transfer.endpoint import end_tasks
 
 if TYPE_CHECKING:
     from crust.crypto.keys import PeerId
@@ -80,8 +81,7 @@ async def run(args: argparse.Namespace, out: Output) -> int:
             else:
                 await peers
         finally:
-            peers.cancel()
-            end.cancel()
+            await end_tasks(peers, end)
     return 0
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from crust.errors import CrustError, RemoteProtocolError, StreamResetError
+from crust.errors import ConnectionClosed, CrustError, PeerLost, RemoteProtocolError, StreamResetError
 from crust.node.transfer.claims import ClaimHandler, ClaimReader
 from crust.node.transfer.destination import Destination, TransferStopped
 from crust.node.transfer.digest import DIGEST_BYTES, HashId, choose_hash
@@ -32,6 +32,7 @@ _READ_BYTES: Final = 1 << 20
 _OFFER_SECONDS: Final = 120.0
 _CLAIM_SECONDS: Final = 60.0
 _END_SECONDS: Final = 0.5
+_REASON_SECONDS: Final = 2.0
 
 
 async def receive_files(
@@ -208,11 +209,25 @@ class _Receiver:
                 async with asyncio.timeout(_CLAIM_SECONDS):
                     await working[-1]
                     await claims.settle()
+        except (ConnectionClosed, PeerLost, StreamResetError):
+            await self._find_reason(pump)
+            raise
         except TimeoutError:
             raise RemoteProtocolError("claims or their signatures are missing") from None
         finally:
             await end_tasks(*working)
         return total
+
+    async def _find_reason(self, pump: asyncio.Future[None]) -> None:
+        """The connection has ended: what came before that may hold the sender's reason, and waits for the disk yet.
+
+        Raises:
+            TransferError: the reason.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REASON_SECONDS):
+                await asyncio.wait((pump,))
+                await self._disk.call(int)
 
     async def _watch(self, working: list[asyncio.Future[None]]) -> None:
         """Wait for the end of the first, or for an error of any of them or of the disk."""
