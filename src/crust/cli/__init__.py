@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "expose": "offer a TCP service to peers",
     "forward": "reach a TCP service that a peer exposes",
     "config": "show, check or print the configuration",
+    "doctor": "find out what this network allows",
     "lab": "dial between every pair of NATs, in a laboratory on this machine",
     "bench": "measure throughput, latency and memory beside raw sockets",
     "demo": "show the main job on this machine",

@@ -143,6 +143,11 @@ class MappingMethod(ABC):
         return bool(self.mappings)
 
     @property
+    def pending(self) -> bool:
+        """Some port has no outcome yet."""
+        return any(a.outcome == "pending" for a in self.attempts.values())
+
+    @property
     def failed(self) -> bool:
         """Every port has been tried, and none is mapped."""
         return not self.mappings and all(a.outcome != "pending" for a in self.attempts.values())

@@ -56,6 +56,7 @@ __all__ = ["PortMapAttempt", "PortMapReport", "PortMapper", "PortMapping"]
 METHODS: tuple[MethodName, ...] = ("pcp", "nat-pmp", "igd")
 # How long a silent method is waited for before the next one starts beside it. Routers answer PCP in milliseconds.
 _HEAD_STARTS: dict[MethodName, float] = {"pcp": 0.25, "nat-pmp": 0.25, "igd": 0.0}
+_OTHER_PORTS_SECONDS = 1.0  # once a method has mapped one port
 _RACE_SECONDS = 10.0  # a router that has not granted anything in full by then does not
 _RETRY_SECONDS = 300.0  # when no method worked
 _POLL_SECONDS = 60.0  # a question of 2 or 24 bytes to the router in the same room: has it restarted?
@@ -302,7 +303,13 @@ class _Router:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_RACE_SECONDS):
                 await self._wait(lambda: any(m.works for m in started) or all(m.failed for m in started))
-        return next((method for method in started if method.works), None)
+        winner = next((method for method in started if method.works), None)
+        if winner is not None:
+            # Answers for the other ports are on their way.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_OTHER_PORTS_SECONDS):
+                    await self._wait(lambda: winner.failed or not winner.pending)
+        return winner
 
     async def _wait(self, condition: Callable[[], bool]) -> None:
         while not condition():
