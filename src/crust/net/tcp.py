@@ -36,6 +36,9 @@ WRITE_BUFFERS_KEPT: Final = 4
 NOTSENT_LOWAT_BYTES: Final = 128 * 1024
 """Unsent bytes in the kernel beyond which it calls a socket not writable: priorities cannot overtake those."""
 
+LINGER_SECONDS: Final = 5.0
+"""A peer that takes nothing more does not keep our socket open for longer."""
+
 _TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 
 
@@ -201,9 +204,11 @@ class TcpStream(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def close(self) -> None:
-        """Close after what was written has gone out."""
+        """Close after what was written has gone out, or after some seconds if the peer does not take it."""
         if self._transport is not None:
             self._transport.close()
+            if self._transport.get_write_buffer_size():
+                asyncio.get_running_loop().call_later(LINGER_SECONDS, self.abort)
 
     def abort(self) -> None:
         """Close at once; what was written may be lost."""

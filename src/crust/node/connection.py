@@ -709,7 +709,10 @@ class Connection:
         if isinstance(error, PeerLost):
             error.peer = self.peer
         for path in self._paths.values():
-            path.close()
+            if isinstance(error, ConnectionClosed):
+                path.close()
+            else:
+                path.abort()
         self._paths.clear()
         if self._timer is not None:
             self._timer.cancel()
