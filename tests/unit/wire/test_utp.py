@@ -38,7 +38,7 @@ def chain(*extensions: tuple[int, bytes]) -> tuple[int, bytes]:
 
 
 def test_header_as_in_bep_29() -> None:
-    assert serialize_header(HEADER).hex() == "01001234" "01020304" "0a0b0c0d" "00100000" "beefcafe"
+    assert serialize_header(HEADER).hex() == "01001234010203040a0b0c0d00100000beefcafe"
     assert parse_header(serialize_header(HEADER)) == HEADER
 
 
