@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from crust.cli.app import EXIT_USAGE
 from crust.cli.options import add_node_options, make_node, timeout
 from crust.cli.output import CommandError, Output
-from crust.cli.splice import TCP_STREAM, splice
+from crust.cli.splice import TCP_STREAM, reset, splice
 from crust.errors import CrustError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class _Forwarder:
             stream = await connection.open_stream(TCP_STREAM)
         except CrustError as error:
             self._out.say(f"crust: {error}")
-            writer.transport.abort()
+            reset(writer)
             return
         with contextlib.suppress(asyncio.CancelledError):  # the server is closing: its tasks are ours to end quietly
             await splice(stream, reader, writer)

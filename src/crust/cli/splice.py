@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 from typing import TYPE_CHECKING
 
 from crust.errors import CrustError
@@ -11,7 +13,7 @@ from crust.errors import CrustError
 if TYPE_CHECKING:
     from crust.node.stream import Stream
 
-__all__ = ["TCP_STREAM", "splice"]
+__all__ = ["TCP_STREAM", "reset", "splice"]
 
 TCP_STREAM = "crust/tcp"
 _CHUNK_BYTES = 64 << 10
@@ -37,10 +39,19 @@ async def splice(stream: Stream, reader: asyncio.StreamReader, writer: asyncio.S
             else:
                 await stream.close()
         if broken:
-            writer.transport.abort()
+            reset(writer)
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Break a TCP connection so that its other end sees that it is no orderly end."""
+    connection = writer.get_extra_info("socket")
+    if connection is not None:
+        # Close with RST and without waiting: l_onoff 1, l_linger 0 (socket(7)).
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def _to_stream(reader: asyncio.StreamReader, stream: Stream) -> None:
