@@ -465,10 +465,9 @@ class Sender:
         self, payloads: list[Buffer], now: float, header: Header, batches: list[Batch], *, probe: bool = False
     ) -> None:
         """Send payloads for the first time."""
-        config, seq, count = self._config, self.flight.next_seq, len(payloads)
+        seq, count = self.flight.next_seq, len(payloads)
         self.flight.add(payloads, now)
-        size = HEADER_BYTES + len(payloads[0]) + config.datagram_overhead
-        step = max(min(config.max_batch_datagrams, MAX_BATCH_BYTES // size), 1)
+        step = self._most_packets(len(payloads[0]))
         for at in range(0, count, step):
             part = payloads if count <= step else payloads[at : at + step]
             run = serialize_header_run(header, seq + at, len(part))
@@ -519,8 +518,8 @@ class Sender:
                 self._repeat_in_parts(seq, payload, header, batches)
                 at += 1
                 continue
-            end = at + 1
-            while end < len(packets) and len(packets[end][1]) == len(payload) and end - at < 32:
+            end, most = at + 1, self._most_packets(len(payload))
+            while end < len(packets) and len(packets[end][1]) == len(payload) and end - at < most:
                 end += 1
             self._stats.packets_resent += end - at - 1
             run = packets[at:end]
@@ -529,6 +528,12 @@ class Sender:
             self._pacer.spend(len(payload) * len(run))
             self._stats.packets_sent += len(run)
             at = end
+
+    def _most_packets(self, body_bytes: int) -> int:
+        """How many packets with bodies of that size fit one batch."""
+        config = self._config
+        size = HEADER_BYTES + body_bytes + config.datagram_overhead
+        return max(min(config.max_batch_datagrams, MAX_BATCH_BYTES // size), 1)
 
     def _header_of(self, seq: int, header: Header) -> Header:
         return header._replace(seq_nr=seq, type=PacketType.FIN if seq == self.fin_seq else PacketType.DATA)
@@ -539,7 +544,7 @@ class Sender:
             serialize_part(at, total) + bytes(payload[at : at + size]) for at in range(0, total, size)
         ]
         one = serialize_header(header._replace(seq_nr=seq, extension=Extension.PART))
-        step = self._config.max_batch_datagrams
+        step = self._most_packets(len(bodies[0]))
         for at in range(0, len(bodies), step):
             part = bodies[at : at + step]
             batches.append(Batch(one * len(part), part))

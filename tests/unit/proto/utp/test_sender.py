@@ -206,6 +206,18 @@ def test_batches_fit_one_send() -> None:
         assert batch.size + 28 * len(batch.bodies) <= 65_507
 
 
+def test_batches_sent_again_fit_one_send() -> None:
+    config = UtpConfig(tunnel=True, mtu=16_000, mtu_ceiling=16_000, datagram_overhead=28)
+    end = UtpConnection.established(config, START, receive_id=10, send_id=20, seq_nr=65_500, peer_seq_nr=5)
+    end.send_data(bytes(158_000), START)
+    assert len(sent_by(end, START)) == 10
+    end.receive_datagrams([packet(PacketType.STATE, serialize_selective_ack(1 << 8), extension=1)], START + 0.1)
+    end.handle_timeout(START + 0.2)
+    batches = end.datagrams_to_send(START + 0.2)
+    assert end.stats.packets_resent >= 5
+    assert all(batch.size + 28 * len(batch.bodies) <= 65_507 for batch in batches)
+
+
 def test_max_bytes() -> None:
     pair = established_pair()
     deliver(pair, bytes(1_000_000))
