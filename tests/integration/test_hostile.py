@@ -14,6 +14,7 @@ import pytest
 
 import crust
 from crust.crypto.hashing import HashId
+from crust.proto.noise import transport
 from crust.proto.noise.handshake import Signing
 from crust.proto.session.signing import Signer
 from crust.wire import frames
@@ -313,6 +314,21 @@ class TestSession:
             peer.say(*(frames.serialize_stream_open(n, 2 * n + side, 4, b"s") for n in range(11)))
             with pytest.raises(crust.PeerLost, match="streams"):
                 await soon(theirs.receive())
+            peer.close()
+
+    async def test_a_peer_that_does_not_renew_the_keys_loses_the_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with under_attack() as bob:
+            peer = await RawPeer(bob.id, port_of(bob)).open()
+            await soon(peer.join())
+            theirs = await soon(anext(bob))
+            monkeypatch.setattr(transport, "MAX_RECORDS", 50)
+            for n in range(100):
+                await soon(theirs.send(b"%d" % n))
+                await asyncio.sleep(0)
+            await eventually(lambda: theirs.path is None)
+            assert bob.stats["protocol_error"] == 1
+            assert not theirs.closed
+            theirs.abort()
             peer.close()
 
     async def test_a_peer_that_reads_nothing_holds_up_neither_the_node_nor_its_end(self) -> None:

@@ -126,7 +126,14 @@ class TcpPath:
     def write(self, groups: list[Group], now: float) -> None:
         """Seal and send; only when `writable`."""
         buffer = self._buffers.take(self._codec.sealed_bytes(groups))
-        self._stream.write(buffer[: self._codec.seal_into(groups, buffer, now)])
+        try:
+            size = self._codec.seal_into(groups, buffer, now)
+        except RemoteProtocolError as error:
+            # Our key is used up, and the peer did not renew it.
+            self._buffers.give_back(buffer)
+            self._connection.path_broken(self, error)
+            return
+        self._stream.write(buffer[:size])
         if self._stream.writable:
             self._buffers.give_back(buffer)
         else:
