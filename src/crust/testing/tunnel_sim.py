@@ -76,6 +76,8 @@ class TunnelHost:
         received: bytes read, by association.
         utp_events: by association.
         accepting: whether who knocks is accepted at once.
+        on_read: called when an association has brought data.
+        on_space: called when an association may take more.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class TunnelHost:
         self.received: dict[Association, bytearray] = {}
         self.utp_events: dict[Association, list[UtpEvent]] = {}
         self.accepting = True
+        self.on_space: dict[Association, Callable[[], None]] = {}
         self.on_read: Callable[[Association], None] = lambda association: None
         self._inbox: list[tuple[bytes, Route]] = []
         self._armed: float | None = None
@@ -192,6 +195,8 @@ class TunnelHost:
         if size:
             utp.consumed(size)
             self.on_read(association)
+        if association in self.on_space and utp.send_space:
+            self.on_space[association]()
 
     def _transmit(self, out: Outgoing) -> None:
         data = bytes(out.data)

@@ -18,6 +18,9 @@ from crust.proto.tunnel.constants import (
     KEEPALIVE_SECONDS,
     MAX_CONTROL_QUEUE,
     OLD_KEY_SECONDS,
+    QUIET_BYTES,
+    QUIET_SECONDS,
+    QUIET_TRIES,
     RENEW_DATAGRAMS,
     RENEW_RESPONDER_DELAY,
     RENEW_RETRY_SECONDS,
@@ -77,14 +80,17 @@ class Association:
 
     __slots__ = (
         "_batches",
+        "_burst",
         "_control",
         "_drained",
         "_endpoint",
         "_hash",
+        "_heard",
         "_new_address",
         "_newest_route",
         "_next",
         "_old",
+        "_quiet_tries",
         "_receive",
         "_renewal",
         "_renewal_index",
@@ -144,7 +150,8 @@ class Association:
         self._batches: deque[Batch] = deque()
         self._drained = True
         self.has_more = False
-        self._sent_at = now
+        self._sent_at = self._heard = now
+        self._burst = self._quiet_tries = 0
         self._timers.set(Timer.KEEPALIVE, now + KEEPALIVE_SECONDS)
         self._set_renewal(now)
 
@@ -198,6 +205,11 @@ class Association:
         if route != self.route:
             self._came_from(route, len(headers) + len(bodies), now)
         self.proved = True
+        self._heard = now
+        self._burst += len(bodies)
+        if self._burst >= QUIET_BYTES:
+            self._quiet_tries = 0
+            self._timers.set_if_unset(Timer.QUIET, now + QUIET_SECONDS)
         self.utp.receive_run(headers, bodies, body_bytes, now)
 
     def receive_one(
@@ -389,7 +401,20 @@ class Association:
                 self.renew(now)
             elif timer is Timer.OLD_KEY:
                 self._drop_old()
+            elif timer is Timer.QUIET:
+                self._on_quiet(now)
         self.utp.handle_timeout(now)
+
+    def _on_quiet(self, now: float) -> None:
+        """A stream of data may have stopped: the NAT between may have lost us, and only we can tell the peer."""
+        due = self._heard + max(QUIET_SECONDS, 3 * self.utp.srtt) * 2**self._quiet_tries
+        if due <= now:
+            self._burst = 0
+            self._queue(ControlKind.KEEPALIVE)
+            self._quiet_tries += 1
+            due = now + max(QUIET_SECONDS, 3 * self.utp.srtt) * 2**self._quiet_tries
+        if self._quiet_tries < QUIET_TRIES:
+            self._timers.set(Timer.QUIET, due)
 
     # --- to the network ------------------------------------------------------------------------------------------
 

@@ -39,6 +39,11 @@ COOKIE_REPLY_BURST: Final = 1000.0
 # As WireGuard: a cookie is good for two minutes, at most twice as long.
 COOKIE_SECONDS: Final = 120.0
 
+# After so many bytes in a row, silence of these lengths (or three round trips, doubled each time) makes the receiver
+# say a word: its NAT may have given it another address, at which the peer cannot know it.
+QUIET_BYTES: Final = 32 * 1024
+QUIET_SECONDS: Final = 0.3
+QUIET_TRIES: Final = 4
 # A new address is asked this often before it is given up.
 CHALLENGE_SECONDS: Final = (0.25, 0.5, 1.0, 2.0)
 MAX_CONTROL_QUEUE: Final = 16

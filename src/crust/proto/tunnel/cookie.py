@@ -120,6 +120,11 @@ class Admission:
         """The cookie to send to who was not admitted; None when too many were sent."""
         return self._jar.cookie(address_bytes(host), now) if self._replies.take(now) else None
 
+    @property
+    def tracked(self) -> int:
+        """Addresses that have a rate of their own."""
+        return len(self._addresses)
+
     def _address(self, address: bytes, now: float) -> TokenBucket:
         """The bucket of an address; only who has shown a cookie has one."""
         found = self._addresses.get(address)

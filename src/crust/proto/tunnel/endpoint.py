@@ -236,6 +236,11 @@ class TunnelEndpoint:
         return len(self._knocks)
 
     @property
+    def indexes(self) -> int:
+        """Indexes in use: one for each dial and association, and one more while keys are renewed."""
+        return len(self._by_index)
+
+    @property
     def dialling(self) -> bool:
         """Whether an answer to a dial is awaited."""
         return bool(self._dials)

@@ -14,3 +14,4 @@ class Timer(enum.IntEnum):
     CHALLENGE = 1  # a new address has not answered: ask again, or give it up
     RENEW = 2  # the keys are old, or the peer has not answered our renewal
     OLD_KEY = 3  # what was sent under the old key has arrived by now
+    QUIET = 4  # a stream of data has stopped: let the peer see where we are
