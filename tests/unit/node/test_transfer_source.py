@@ -83,6 +83,27 @@ def test_links_and_devices_in_folders_are_left_out(tmp_path: Path) -> None:
     assert len(source.notes) == 5
 
 
+def test_what_vanishes_while_its_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stays").write_text("s")
+    (tmp_path / "temporary").write_text("t")
+    scandir = os.scandir
+
+    class Listing:
+        def __init__(self, path: str) -> None:
+            self._listing = scandir(path)
+
+        def __enter__(self) -> list[os.DirEntry[str]]:
+            entries = list(self._listing)
+            (tmp_path / "temporary").unlink()
+            return entries
+
+        def __exit__(self, *_: object) -> None:
+            self._listing.close()
+
+    monkeypatch.setattr(os, "scandir", Listing)
+    assert paths(scan([tmp_path])) == [f"{tmp_path.name}/", f"{tmp_path.name}/stays"]
+
+
 def test_nothing_to_send(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(SourceError, match=r"nothing to send.*fifo"):

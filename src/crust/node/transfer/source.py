@@ -121,6 +121,14 @@ def scan(paths: Iterable[str | os.PathLike[str]]) -> Source:
     return source
 
 
+def _status(child: os.DirEntry[str]) -> os.stat_result | None:
+    """What lies in a folder; None if it has gone while the folder was read, as other programs' temporary files do."""
+    try:
+        return child.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
 class _Scanner:
     def __init__(self) -> None:
         self.builder = ManifestBuilder()
@@ -155,7 +163,7 @@ class _Scanner:
             try:
                 with os.scandir(location) as listing:
                     children = sorted(listing, key=lambda child: child.name)
-                found = [(child, child.stat(follow_symlinks=False)) for child in children]
+                found = [(child, status) for child in children if (status := _status(child)) is not None]
             except OSError as error:
                 raise SourceError(f"{error.filename or location}: {error.strerror or error}") from error
             below = []
