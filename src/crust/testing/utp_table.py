@@ -96,7 +96,7 @@ def allowed_rate(rtt: float, rate: float, loss: float) -> float:
     cubic = (c * (3 + beta) / (4 * (1 - beta))) ** 0.25 * rtt**0.75 / loss**0.75
     alpha = 3 * (1 - beta) / (1 + beta)
     reno = (alpha * (1 + beta) / (2 * (1 - beta) * loss)) ** 0.5
-    return min(max(cubic, reno) * PAYLOAD * 8 / rtt, link)
+    return float(min(max(cubic, reno) * PAYLOAD * 8 / rtt, link))
 
 
 def run_case(case: Case, seed: int = 1, total: int = 0) -> Result:
@@ -220,7 +220,8 @@ def _share_lines() -> list[str]:
         second = f"{found.second / MBIT:.2f}" if names[1] else ""
         lines.append(
             f"| {', then '.join(filter(None, names))} | {rate / MBIT:.0f} Mbit/s | {rtt * 1e3:.0f} ms | "
-            f"{buffer_seconds * 1e3:.0f} ms | {found.first / MBIT:.2f} | {second} | {found.queueing_delay * 1e3:.0f} ms |"
+            f"{buffer_seconds * 1e3:.0f} ms | {found.first / MBIT:.2f} | {second} | "
+            f"{found.queueing_delay * 1e3:.0f} ms |"
         )
     return lines
 
