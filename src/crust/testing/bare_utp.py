@@ -11,10 +11,11 @@ import os
 import socket
 from collections.abc import Callable
 
+from crust.errors import RemoteProtocolError
 from crust.proto.utp.config import UtpConfig
 from crust.proto.utp.connection import UtpConnection
 from crust.proto.utp.events import Connected, Ended, EndReason, PeerFinished
-from crust.wire.utp import PacketType, parse_header
+from crust.wire.utp import PacketType
 
 __all__ = ["BareConnection", "BareEndpoint"]
 
@@ -219,9 +220,11 @@ class BareEndpoint:
         if kind != PacketType.SYN:
             return self._connections.get((address, connection_id))
         known = self._connections.get((address, connection_id + 1 & 0xFFFF))
-        if known is not None or parse_header(datagram).type is not PacketType.SYN:
+        if known is not None:
             return known
-        connection = self._add(UtpConnection.accept(datagram, self._config, self._loop.time(), os.urandom), address)
-        self.accepted.put_nowait(connection)
-        connection.pump()
+        with contextlib.suppress(RemoteProtocolError):
+            engine = UtpConnection.accept(datagram, self._config, self._loop.time(), os.urandom)
+            connection = self._add(engine, address)
+            self.accepted.put_nowait(connection)
+            connection.pump()
         return None

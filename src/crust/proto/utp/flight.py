@@ -47,7 +47,7 @@ class Flight:
         sacked_bytes: payload of `sacked`.
         lost_bytes: payload of `lost`.
         fack: one past the highest packet that arrived.
-        rack_time: when the most recently sent of the packets that arrived was sent; negative before the first.
+        rack_time: when the most recently sent of the packets that arrived was sent.
         rack_rtt: its round trip.
         rtt_sample: the round trip that the last acknowledgement shows of a packet sent once; 0 for none.
         reordered: a first copy arrived after that of a later packet.
@@ -87,7 +87,7 @@ class Flight:
         self.payloads: list[Buffer] = []
         self.sacked = self.lost = self.resent = 0
         self.sacked_bytes = self.lost_bytes = 0
-        self.rack_time = -1.0
+        self.rack_time = float("-inf")
         self.rack_rtt = self.rtt_sample = 0.0
         self.reordered = self.repaired = False
         self.spurious = 0

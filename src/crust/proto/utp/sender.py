@@ -63,6 +63,7 @@ class Sender:
         "_lost_in_recovery",
         "_multiplier_until",
         "_pacer",
+        "_path_start",
         "_persist",
         "_probe",
         "_probed",
@@ -112,7 +113,7 @@ class Sender:
         self._reorder_multiplier = 1
         self._round_end = self.flight.una
         self._fast_resend = self._probe = self._probed = self._persist = False
-        self._progress = now
+        self._progress = self._path_start = now
 
     # -- the application's side ----------------------------------------------------------------------------------
 
@@ -440,7 +441,7 @@ class Sender:
         self._timers.clear(Timer.PERSIST)
         room = self._allowance(min(queue.size, window), now, max_bytes)
         # Not in the first flight, which sets out before anything is known of the path.
-        probe = self.mtu.next_probe() if flight.rack_time >= 0 else None
+        probe = self.mtu.next_probe() if flight.rack_time >= self._path_start else None
         if probe is not None and room >= probe and queue.size >= probe and self.congestion.cwnd >= 3 * probe:
             payloads = queue.take(probe - HEADER_BYTES, 1)
             self.mtu.sent(flight.next_seq, probe)
