@@ -6,6 +6,7 @@ over sockets is done here over `SimInternet`, with the same engines.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -62,6 +63,7 @@ class Offer:
 
     verdict: NatVerdict
     addresses: list[Address]
+    hosts: list[Address]
     prediction: Prediction | None
     meeting: list[int]
 
@@ -157,10 +159,11 @@ class Side:
             verdict = self.behaviour.verdict
             prediction = predict(self.behaviour.samples, verdict.step, self.net.now) if verdict.step else None
             sockets = TraversalLimits().meeting_sockets if self.protocol == "udp" else MEETING_SOCKETS
-            at = self.net.now + (0.06 if self.protocol == "udp" else 0.1)
+            at = self.net.now + 0.05
             meeting = [prediction.meeting_port(sockets, at + r / 2, r) for r in range(ROUNDS)] if prediction else []
             addresses = [o.address for o in self.behaviour.outside((self.host.address, MAIN))][:1]
-            self.offer = Offer(verdict, addresses, prediction, meeting)
+            hosts = [(self.host.address, MAIN)] if self.kind is not None else []
+            self.offer = Offer(verdict, addresses, hosts, prediction, meeting)
             done()
 
         if knowledge_of(self.behaviour.verdict) is PortKnowledge.SEQUENTIAL:
@@ -173,6 +176,8 @@ class Side:
     def begin(self, theirs: Offer, options: PunchOptions, budget: DestinationBudget | None = None) -> None:
         """Start with the other's offer."""
         assert self.offer is not None
+        if self.established is not None:
+            return
         decided = plan(self.offer.verdict, theirs.verdict, controlling=self.controlling)
         self.approach = decided.approach
         transport: Literal["tcp", "utp"] = "utp" if self.protocol == "udp" else "tcp"
@@ -187,12 +192,21 @@ class Side:
             ports = []
         host = theirs.addresses[0][0]
         candidates += [Candidate(transport, host, port, "predicted") for port in ports]
-        view = LocalView(outside_hosts=frozenset({self.outside}))
+        candidates = [Candidate(transport, *address) for address in theirs.hosts] + candidates
+        view = LocalView(
+            on_link=(self._link(),) if self.kind else (),
+            outside_hosts=frozenset({self.outside}),
+            own=frozenset({(self.host.address, MAIN)}),
+        )
         kept = screen(candidates, view, attested_hosts=frozenset({host})).kept
         rank = {(c.host, c.port): i for i, c in enumerate(candidates)}
         kept.sort(key=lambda remote: rank[remote.address])
         self.puncher.add(kept, self.net.now)
         self.pump()
+
+    def _link(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+        length = 64 if ":" in self.host.address else 24
+        return ipaddress.ip_network(f"{self.host.address}/{length}", strict=False)
 
     def pump(self) -> None:
         """Take events, do what is due, arm one timer."""
@@ -238,7 +252,10 @@ class Side:
             )
 
     def _datagram(self, number: int, data: Any, source: Address) -> None:
-        if data not in ("probe", "answer", "confirm") or self.puncher is None:
+        if data not in ("probe", "answer", "confirm"):
+            return
+        if self.puncher is None:  # the tunnel answers before any dial of ours
+            self.host.send(self.ports[number], source, "answer")
             return
         assert isinstance(self.puncher, UdpPuncher)
         self.puncher.received(number, source, self.net.now)
@@ -276,8 +293,10 @@ class Side:
         self.host.tell(self.ports[number], source, "hello")
 
     def _hello(self, number: int, source: Address) -> None:
-        assert self.puncher is None or isinstance(self.puncher, TcpPuncher)
-        if self.puncher is not None and self.established is None:
+        if self.puncher is None:  # accepted before any dial of ours
+            self.established, self.established_at = (number, source), self.net.now
+        elif self.established is None:
+            assert isinstance(self.puncher, TcpPuncher)
             self.puncher.established(number, source, self.net.now)
             self.pump()
 
@@ -311,6 +330,7 @@ def make_servers(net: SimInternet) -> None:
     """The rendezvous and a second observer."""
     for address in (RENDEZVOUS, SECOND):
         server = net.host(address[0])
+        net.central.add(address[0])
         for port in (address[1], 3479):
             server.listen_udp(port, lambda _, source, s=server, p=port: s.send(p, source, ("seen", source)))
             server.listen_tcp(port, lambda source, s=server, p=port: s.tell(p, source, ("seen", source)))
@@ -327,6 +347,8 @@ def dial(
     jitter: float = 0.0,
     limits: TraversalLimits | None = None,
     carriers: tuple[NatType | None, NatType | None] = (None, None),
+    place: Literal["sites", "one site", "firewalls"] = "sites",
+    cheat: bool = False,
     quiet: bool = False,
     seconds: float = 12.0,
 ) -> DialResult:
@@ -343,13 +365,27 @@ def dial(
         jitter: up to so many seconds more for each packet, and for the offer and the answer.
         limits: of both.
         carriers: carrier-grade NATs before each side's own.
+        place: "one site": both behind a's NAT. "firewalls": the NATs translate nothing (IPv6).
+        cheat: a sends from another port than the one that it measured.
         quiet: use a second, quiet socket.
         seconds: until the dial is given up.
     """
     net = SimInternet(seed)
     make_servers(net)
-    a = make_side("a", net, ours, protocol, outside="203.0.113.1", inside="192.168.1.2", carrier=carriers[0])
-    b = make_side("b", net, theirs, protocol, outside="203.0.115.1", inside="192.168.1.3", carrier=carriers[1])
+    outside = ("203.0.113.1", "203.0.115.1") if place != "firewalls" else ("2001:db8:a::1", "2001:db8:b::1")
+    inside = ("192.168.1.2", "192.168.1.3") if place != "firewalls" else outside
+    a = make_side("a", net, ours, protocol, outside=outside[0], inside=inside[0], carrier=carriers[0])
+    shared = a.host.nat if place == "one site" else None
+    b = make_side(
+        "b",
+        net,
+        ours if shared else theirs,
+        protocol,
+        outside=outside[0 if shared else 1],
+        inside=inside[1],
+        carrier=carriers[1],
+        shared=shared,
+    )
     for side in (a, b):
         side.listen(0)
         side.learn()
@@ -368,6 +404,9 @@ def dial(
         assert a.offer is not None
         assert b.offer is not None
         hold = 0.1 if protocol == "udp" else relay
+        if cheat:
+            a.ports[0] = MAIN + 7
+            a.listen(0)
         b.begin(a.offer, PunchOptions(limits, hold=hold, opener_ttl=ttls[1]))
         later = relay + net.random.random() * jitter
         net.at(net.now + later, lambda: a.begin(b.offer, PunchOptions(limits, opener_ttl=ttls[0])))
@@ -385,7 +424,7 @@ def dial(
         count
         for side, other in ((a, b), (b, a))
         for address, count in side.host.sent_to.items()
-        if address[0] == other.outside
+        if address[0] in (other.outside, other.host.address)
     ]
     return DialResult(
         both_established(),
@@ -424,4 +463,4 @@ def _measured_is_used(side: Side, other: Side) -> bool:
         return True
     if knowledge_of(side.offer.verdict) is not PortKnowledge.FIXED:
         return True
-    return other.established[1] in side.offer.addresses
+    return other.established[1] in side.offer.addresses + side.offer.hosts

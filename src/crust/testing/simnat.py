@@ -113,6 +113,8 @@ class SimInternet:
         self.loss = loss
         self.jitter = jitter
         self.hops = hops
+        self.central: set[str] = set()
+        """Hosts in the middle: half the latency to and from them."""
         self.packets = 0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
@@ -160,11 +162,16 @@ class SimInternet:
         packet.ttl -= self.hops
         goal = self._core.get(packet.destination[0])
         if goal is not None:
-            self.at(self.now + self.latency + self.random.random() * self.jitter, lambda: goal.receive(packet))
+            halved = packet.destination[0] in self.central or packet.source[0] in self.central
+            latency = self.latency / 2 if halved else self.latency
+            self.at(self.now + latency + self.random.random() * self.jitter, lambda: goal.receive(packet))
 
 
 class SimNat:
-    """A NAT: `inside` are hosts and further NATs by address. Made by `SimInternet.nat`."""
+    """A NAT: `inside` are hosts and further NATs by address. Made by `SimInternet.nat`.
+
+    With preserved ports, and a host inside that has the NAT's own address, it is a firewall that translates nothing.
+    """
 
     def __init__(self, net: SimInternet, address: str, kind: NatType, outer: SimNat | None) -> None:
         self.address = address
@@ -188,6 +195,8 @@ class SimNat:
         if packet.destination[0] in self.inside:
             self._deliver(packet)
             return
+        if packet.source[0] in self.inside and _same_link(packet.source[0], packet.destination[0]):
+            return  # nobody has that address on this link, and the router is not asked
         if packet.destination[0] == self.address and not self.kind.hairpinning:
             return
         entry = self._outgoing(packet)
@@ -321,6 +330,11 @@ class SimNat:
             goal.receive(packet)
 
 
+def _same_link(one: str, other: str) -> bool:
+    """Of the same IPv4 /24; IPv6 hosts are each on a link of their own."""
+    return ":" not in one and one.rpartition(".")[0] == other.rpartition(".")[0]
+
+
 @dataclass(slots=True)
 class TcpAttempt:
     """One connecting socket.
@@ -348,7 +362,7 @@ class SimHost:
         self.sent = 0
         self.sent_to: dict[Address, int] = {}
         self._net = net
-        self._nat = nat
+        self.nat = nat
         self._udp: dict[int, Callable[[Any, Address], None]] = {}
         self._listeners: dict[int, tuple[Callable[[Address], None], Callable[[Address, Any], None] | None]] = {}
         self._tcp: dict[tuple[int, Address], TcpAttempt] = {}
@@ -418,7 +432,7 @@ class SimHost:
         self._out(_Packet("tcp", (self.address, port), remote, (segment,), 64))
 
     def _out(self, packet: _Packet) -> None:
-        nat = self._nat
+        nat = self.nat
         send = nat.send if nat is not None else self._net.cross
         self._net.at(self._net.now + self._net.access, lambda: send(packet))
 

@@ -51,6 +51,7 @@ MEETING_SOCKETS = 24
 MEETING_TIMEOUT = 1.0
 MEETING_ROUND = 0.6
 MEETING_SPACING = 0.0005
+AFTER_MEETING = 0.3  # ordinary attempts of ours would use up a port in the midst of a row, perhaps the very one
 
 
 @dataclass(slots=True)
@@ -179,6 +180,8 @@ class TcpPuncher:
             attempts = self._limits.unverified_connects if claimed else ATTEMPTS
             timeout = UNVERIFIED_TIMEOUT if claimed else self._first_timeout
             start = now if check.remote.near else max(now, self._go_at)
+            if self._plan.approach is Approach.MEET and not check.remote.near:
+                start += AFTER_MEETING
             self._begin(_Flow(0, check.remote, attempts, timeout), start)
         connects = []
         while self._queue and self._queue[0].due <= now:

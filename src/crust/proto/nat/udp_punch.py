@@ -56,6 +56,7 @@ MEETING_SPACING = 0.0005  # keeps packets in order on their way to the NAT
 SOCKETS_LEAD = 0.001  # the sockets are opened before the first packet leaves
 OPEN_MANY_PASSES = (0.0, 2.5, 6.0)  # the last one with the full TTL
 OPEN_MANY_SPACING = 0.001
+AFTER_MEETING = 0.3  # ordinary probes of ours would use up a port in the midst of a row, perhaps the very one
 UNCOORDINATED_HOLD = 3.0  # people who swapped contacts begin within two seconds, or not within three
 PROBE_MANY_DELAY = 0.15  # until the other side has opened its ports
 PROBE_MANY_BATCH = 5
@@ -99,6 +100,8 @@ class UdpPuncher:
         if not options.coordinated and plan.approach is Approach.PREDICTED:
             hold = UNCOORDINATED_HOLD  # the other side sends all the same: openers will do
         self._go_at = now + hold if plan.careful else now
+        if plan.approach is Approach.MEET:
+            self._go_at = now + AFTER_MEETING
         self._opener_ttl = options.opener_ttl if plan.openers else None
         self._quiet = options.quiet if self._opener_ttl is not None else ()
         self._slow_at = now + self._limits.dial_seconds
@@ -143,7 +146,7 @@ class UdpPuncher:
 
     def peer_started(self, now: float) -> None:
         """The peer is known to have sent its first packets (its answer came): full probes may leave."""
-        if now >= self._go_at:
+        if now >= self._go_at or (self._plan.approach is Approach.MEET and not self._heard):
             return
         self._go_at = now
         self._queue = [send for send in self._queue if send.kept]
