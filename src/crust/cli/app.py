@@ -185,7 +185,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", action="store_true", help="print one JSON object per line")
     group.add_argument("--config", metavar="FILE", help="TOML configuration (see `crust config default`)")
     group.add_argument("--identity", metavar="FILE", help="the key file, created when absent")
-    group.add_argument("--debug", action="store_true", help="show tracebacks and the library's log")
+    group.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def _run(module: Any, args: argparse.Namespace, interrupts: Any) -> int:
