@@ -81,15 +81,19 @@ class CrustProgram:
 
     def rendezvous(self, host: Host) -> list[str]:
         """A node on every address of the host, at port 443."""
-        listen = [f"--listen=[{each}]:443" if ":" in each else f"--listen={each}:443" for each in host.addresses]
-        return [*self.command, "node", "--json", *listen, *self._identity(host)]
+        return [*self.command, "node", "--json", *self._listen(host), *self._identity(host)]
+
+    @staticmethod
+    def _listen(host: Host) -> list[str]:
+        """A public peer listens at 443, so that those whose firewall allows nothing else can reach it."""
+        if host.site is not None:
+            return []
+        return [f"--listen=[{each}]:443" if ":" in each else f"--listen={each}:443" for each in host.addresses]
 
     def listener(self, host: Host, rendezvous: Line, transport: str) -> list[str]:
         """A node that knows the rendezvous."""
         known = ["--bootstrap", rendezvous["contact"], "--transport", transport]
-        # A public peer listens at 443, so that those whose firewall allows nothing else can reach it.
-        listen = [] if host.site is not None else [f"--listen={host.address}:443"]
-        return [*self.command, "node", "--json", *listen, *known, *self._identity(host)]
+        return [*self.command, "node", "--json", *self._listen(host), *known, *self._identity(host)]
 
     def dialler(self, host: Host, rendezvous: Line, listener: Line, transport: str) -> list[str]:
         """One dial by PeerId."""
@@ -101,6 +105,7 @@ class CrustProgram:
             listener[self.target],
             "--json",
             *self.dial_options,
+            *self._listen(host),
             *known,
             *self._identity(host),
         ]
