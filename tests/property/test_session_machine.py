@@ -215,7 +215,7 @@ class Sessions(RuleBasedStateMachine):
         if not self.over():
             self.pair.add_path(delay=0.01)
             for _ in range(200):
-                self.pair.settle(5)
+                self.pair.run(0.5)
                 for peer in self.pair.peers:
                     self.drain(peer)
                 self.read.update({key: bytearray() for key in self.written if key not in self.read})
