@@ -342,3 +342,42 @@ def test_the_default_configuration_file_is_read(crust: Crust) -> None:
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text('network_name = "mine"')
     assert 'network_name = "mine"' in crust.run("config", "show").stdout
+
+
+@pytest.mark.parametrize(
+    ("absent", "arguments", "text"),
+    [
+        ("platformdirs", ["id"], "crust id needs platformdirs: pip install 'crust-p2p[cli]'"),
+        ("segno", ["node", "--qr", "--listen", "127.0.0.1:0"], "--qr needs segno: pip install 'crust-p2p[cli]'"),
+        ("crust.cli.id", ["id"], "crust id: this build is incomplete, it lacks crust.cli.id"),
+    ],
+)
+def test_a_missing_extra_is_named(crust: Crust, absent: str, arguments: list[str], text: str) -> None:
+    code = f"import sys; sys.modules[{absent!r}] = None; from crust.cli import main; sys.exit(main({arguments!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=crust.environment(), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_transfer_without_extras(crust: Crust, tmp_path: Path) -> None:
+    """No uvloop, no BLAKE3, no rich: the same, with what Python has."""
+    (tmp_path / "file").write_bytes(b"x" * 300_000)
+    config = tmp_path / "c.toml"
+    config.write_text("lan = false\nport_mapping = false\n")
+    code = (
+        "import sys; sys.modules.update({name: None for name in ('uvloop', 'blake3', 'rich', 'platformdirs')}); "
+        "from crust.cli import main; sys.exit(main())"
+    )
+    arguments = ["receive", "--into", tmp_path / "into", "--listen", "127.0.0.1:0", "--identity", tmp_path / "key"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments, "--config", config], stdout=subprocess.PIPE, text=True
+    ) as receiving:
+        assert receiving.stdout is not None
+        contact = receiving.stdout.readline().strip()
+        sent = crust.run("send", contact, tmp_path / "file", "--no-lan", "--json")
+        assert receiving.wait(30) == 0
+    assert json.loads(sent.stdout)["hash"] == "sha256"
+    assert (tmp_path / "into" / "file").read_bytes() == b"x" * 300_000

@@ -167,7 +167,7 @@ def _dispatch(argv: list[str], interrupts: Any) -> int:
     try:
         module = importlib.import_module(f"crust.cli.{name}")
     except ModuleNotFoundError as error:
-        return _missing(name, error)
+        return _missing(f"crust {name}", error)
     parser = _Parser(prog=f"crust {name}", description=inspect.getdoc(module) or COMMANDS[name])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     _add_common(parser)
@@ -204,6 +204,8 @@ def _run(module: Any, args: argparse.Namespace, interrupts: Any) -> int:
         return int(result)
     except OutputClosed:
         return 0
+    except ModuleNotFoundError as error:
+        return _missing(f"crust {module.__name__.rpartition('.')[2]}", error)
     except Exception as error:
         return _explain(error, args, out)
 
@@ -231,7 +233,7 @@ def _missing(name: str, error: ModuleNotFoundError) -> int:
     """A module of ours that is absent means an incomplete build, another one a missing extra."""
     missing = error.name or ""
     if missing.startswith("crust"):
-        print(f"crust: this build has no command {name!r}.", file=sys.stderr)
+        print(f"{name}: this build is incomplete, it lacks {missing}", file=sys.stderr)
     else:
-        print(f"crust: {name} needs {missing}: pip install 'crust-p2p[cli]'", file=sys.stderr)
+        print(f"{name} needs {missing}: pip install 'crust-p2p[cli]'", file=sys.stderr)
     return EXIT_USAGE

@@ -43,7 +43,11 @@ class Bars:
         if not self._out.is_terminal():
             yield
             return
-        display = self._start()
+        try:
+            display = self._start()
+        except ModuleNotFoundError:  # no extra `cli`: no bar
+            yield
+            return
         drawing = asyncio.create_task(self._draw(display, progress))
         try:
             yield
