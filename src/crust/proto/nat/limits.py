@@ -13,8 +13,8 @@ class TraversalLimits:
 
     Attributes:
         candidates: remote candidates of one dial; the rest of a longer list is refused.
-        unverified_datagrams: datagrams to an address that only the peer vouches for (PROTOCOL 22).
-        unverified_connects: TCP attempts to such an address (PROTOCOL 22).
+        unverified_datagrams: datagrams of one dial to a host that only the peer vouches for (PROTOCOL 22).
+        unverified_connects: TCP attempts to such a host (PROTOCOL 22).
         dial_datagrams: datagrams of one dial, birthday probing included.
         dial_connects: TCP attempts of one dial.
         dial_sockets: UDP sockets that one dial may open.

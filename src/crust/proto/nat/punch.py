@@ -154,6 +154,7 @@ class Allowance:
         self._total = limits.dial_datagrams if datagrams else limits.dial_connects
         self._unverified = limits.unverified_datagrams if datagrams else limits.unverified_connects
         self._sent: Counter[Address] = Counter()
+        self._sent_unverified: Counter[str] = Counter()  # by host: a victim is a machine, not a port
         self.spent = 0
         """Sent in this dial."""
         self.refused: Counter[str] = Counter()
@@ -163,13 +164,14 @@ class Allowance:
         """Ask for one sending, which is counted when granted."""
         if self.spent >= self._total:
             self.refused["dial"] += 1
-        elif trust is Trust.CLAIMED and self._sent[target] >= self._unverified:
+        elif trust is Trust.CLAIMED and self._sent_unverified[target[0]] >= self._unverified:
             self.refused["unverified"] += 1
         elif not self._budget.take(target[0], "datagram" if self._kind == "datagram" else "connect", trust, now):
             self.refused["host"] += 1
         else:
             self.spent += 1
             self._sent[target] += 1
+            self._sent_unverified[target[0]] += trust is Trust.CLAIMED
             return True
         return False
 

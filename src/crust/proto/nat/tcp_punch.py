@@ -125,7 +125,7 @@ class TcpPuncher:
                 continue
             if remote.candidate.kind != "predicted":
                 ordinary.append(remote)
-            elif remote not in self._predicted:
+            elif remote not in self._predicted and len(self._predicted) < self._limits.candidates:
                 self._predicted.append(remote)
                 self._begin_predicted(remote, now)
         self.checks.add(ordinary)
@@ -213,7 +213,7 @@ class TcpPuncher:
         if self._plan.approach is Approach.PREDICT_THEIRS:
             if len(self._predicted) <= self._limits.predicted_ports:
                 self._begin(_Flow(0, remote, PREDICTED_ATTEMPTS, self._first_timeout), max(now, self._go_at))
-        elif self._plan.approach is Approach.MEET:
+        elif self._plan.approach is Approach.MEET and self._sockets + MEETING_SOCKETS <= self._limits.dial_sockets:
             first = self._sockets
             self._sockets += MEETING_SOCKETS
             self._events.append(SocketsWanted(first, self._sockets - 1))

@@ -60,6 +60,7 @@ AFTER_MEETING = 0.3  # ordinary probes of ours would use up a port in the midst 
 UNCOORDINATED_HOLD = 3.0  # people who swapped contacts begin within two seconds, or not within three
 PROBE_MANY_DELAY = 0.15  # until the other side has opened its ports
 PROBE_MANY_BATCH = 5
+MAX_REMOTES = 256  # addresses from which a peer may turn up during one dial
 
 
 @dataclass(order=True, slots=True)
@@ -132,16 +133,17 @@ class UdpPuncher:
 
         Predicted ones are tried together; in a meeting their order is that of the rounds.
         """
-        ordinary = []
+        if self.ended is not None:
+            return
         for remote in remotes:
-            if remote.candidate.transport != "utp" or self.ended is not None:
+            if remote.candidate.transport != "utp":
                 continue
             if remote.candidate.kind != "predicted":
-                self._remotes[remote.address] = remote
-                ordinary.append(remote)
-            elif remote not in self._predicted:
+                known = self._remotes.get(remote.address)
+                if self.checks.add([remote]) or (known is not None and remote.trust > known.trust):
+                    self._remotes[remote.address] = remote
+            elif remote not in self._predicted and len(self._predicted) < self._limits.candidates:
                 self._predicted.append(remote)
-        self.checks.add(ordinary)
         self._begin_special(now)
 
     def peer_started(self, now: float) -> None:
@@ -168,6 +170,8 @@ class UdpPuncher:
         self._heard = True
         self.peer_started(now)
         remote = self._remotes.get(source)
+        if remote is None and len(self._remotes) >= MAX_REMOTES:
+            return
         if remote is None or remote.trust is not Trust.ANSWERED:
             kind = remote.candidate.kind if remote is not None else "peer-reflexive"
             candidate = Candidate("utp", source[0], source[1], kind)

@@ -49,7 +49,7 @@ def check(results: list[DialResult], *, median: float, share: float = 1.0) -> No
 @PROTOCOLS
 @pytest.mark.parametrize(("ours", "theirs"), list(product(EASY, EASY)))
 def test_endpoint_independent_mapping_on_both_sides(protocol: Protocol, ours: str, theirs: str) -> None:
-    check(dials(TYPES[ours], TYPES[theirs], protocol=protocol), median=0.15)
+    check(dials(TYPES[ours], TYPES[theirs], 12, protocol=protocol), median=0.15)
 
 
 @PROTOCOLS
@@ -59,7 +59,7 @@ def test_endpoint_independent_mapping_on_both_sides(protocol: Protocol, ours: st
 def test_symmetric_against_open(protocol: Protocol, hard: str, easy: str, turn: bool) -> None:
     """The packet passes directly: nothing is guessed."""
     pair = (TYPES[hard], TYPES[easy])
-    results = dials(*(reversed(pair) if turn else pair), protocol=protocol)
+    results = dials(*(reversed(pair) if turn else pair), 12, protocol=protocol)
     check(results, median=0.2)
     assert max(max(result.sent) for result in results) < 10
 
@@ -70,7 +70,7 @@ def test_symmetric_against_open(protocol: Protocol, hard: str, easy: str, turn: 
 @pytest.mark.parametrize("turn", [False, True])
 def test_symmetric_sequential_against_port_restricted(protocol: Protocol, easy: str, step: int, turn: bool) -> None:
     pair = (replace(SEQUENTIAL, step=step), TYPES[easy])
-    check(dials(*(reversed(pair) if turn else pair), 15, protocol=protocol), median=0.25)
+    check(dials(*(reversed(pair) if turn else pair), 10, protocol=protocol), median=0.25)
 
 
 @PROTOCOLS

@@ -189,6 +189,23 @@ def test_a_meeting() -> None:
     assert len(started) == 2 * MEETING_SOCKETS  # none is tried twice: it would get another port
 
 
+def test_predicted_ports_are_bounded_whatever_the_peer_sends() -> None:
+    engine = puncher(Approach.MEET)
+    for n in range(300):
+        engine.add([remote(port=20000 + n, kind="predicted")], 0.0)
+    wanted = [event for event in events(engine) if isinstance(event, SocketsWanted)]
+    assert wanted[-1].last < TraversalLimits().dial_sockets
+    assert len(run(engine, 20.0, "refused")) == TraversalLimits().dial_sockets // MEETING_SOCKETS * MEETING_SOCKETS
+
+
+def test_a_predicted_port_that_is_known_is_not_tried_twice() -> None:
+    engine = puncher(Approach.PREDICT_THEIRS)
+    engine.add([remote()], 0.0)
+    engine.connects_to_start(0.0)
+    engine.add([remote(kind="predicted")], 0.0)
+    assert engine.connects_to_start(0.0) == []
+
+
 def test_predicted_ports_mean_nothing_to_other_plans() -> None:
     engine = puncher()
     engine.add([remote(port=40000, kind="predicted")], 0.0)

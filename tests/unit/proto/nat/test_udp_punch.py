@@ -93,8 +93,9 @@ def test_probes_are_dense_at_first_and_end() -> None:
 def test_what_only_the_peer_names_gets_five_datagrams() -> None:
     engine = puncher(patience=100.0)
     victims = [remote(f"192.0.2.{n}", 53, "host", Trust.CLAIMED) for n in range(1, 30)]
-    engine.add([*victims, remote("192.0.2.1", 80, "host", Trust.CLAIMED)], 0.0)
-    assert max(targets(run(engine, 100.0)).values()) == 5
+    engine.add([*victims, *(remote("192.0.2.1", port, "host", Trust.CLAIMED) for port in range(80, 90))], 0.0)
+    hosts = Counter(probe.target[0] for _, probe in run(engine, 100.0))
+    assert set(hosts.values()) == {5}
 
 
 def test_the_limit_of_a_claimed_address_holds_whatever_the_schedule() -> None:
@@ -273,6 +274,26 @@ def test_predicted_ports_are_tried_together() -> None:
     everything = targets(run(engine, 20.0, start=0.02))
     assert max(everything.values()) <= 40
     assert engine.allowance.spent < 400
+
+
+def test_memory_is_bounded_whatever_the_peer_sends() -> None:
+    engine = puncher(Approach.MEET)
+    for n in range(1000):
+        engine.add([remote(port=20000 + n, kind="predicted"), remote(port=1024 + n)], 0.0)
+        engine.received(0, (PEER, 30000 + n), 0.0)
+    assert len(engine.checks.checks) <= TraversalLimits().candidates
+    sent = run(engine, 20.0)
+    assert len(sent) <= TraversalLimits().dial_datagrams
+    assert len({probe.socket for _, probe in sent}) <= TraversalLimits().dial_sockets
+
+
+def test_a_candidate_that_is_attested_later() -> None:
+    engine = puncher(Approach.PROBE_MANY)
+    engine.add([remote(trust=Trust.CLAIMED)], 0.0)
+    engine.add([remote(trust=Trust.CLAIMED)], 0.0)
+    assert len(run(engine, 0.3)) == 2
+    engine.add([remote()], 0.3)
+    assert len(run(engine, 1.0, start=0.3)) > 100
 
 
 def test_predicted_ports_mean_nothing_to_other_plans() -> None:
