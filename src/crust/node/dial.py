@@ -231,7 +231,7 @@ class _Outbound:
         try:
             result = self._handshake.receive_data(bytes(data))
         except HandshakeFailed as failure:
-            self.future.set_exception(failure)
+            self._fail(failure)
             return len(data)
         if result is None:
             return len(data)
@@ -240,16 +240,19 @@ class _Outbound:
 
     def stream_ended(self) -> None:
         """The peer hung up."""
-        if not self.future.done():
-            self.future.set_exception(self._handshake.receive_eof())
+        self._fail(self._handshake.receive_eof())
 
     def stream_lost(self, error: Exception | None) -> None:
         """The socket is gone."""
-        if not self.future.done():
-            self.future.set_exception(error or self._handshake.receive_eof())
+        self._fail(error or self._handshake.receive_eof())
 
     def stream_writable(self) -> None:
         """Nothing waits for this."""
+
+    def _fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+            self.future.exception()  # seen, even if the attempt was given up meanwhile
 
 
 class Dialler:
