@@ -452,6 +452,8 @@ class Session:
             self.outbox.learn_session(self._name(self.nonce, frame.nonce))
         elif self.remote_nonce != frame.nonce:
             raise RemoteProtocolError("HELLO comes from another instance of the peer")
+        elif self.delivery.verifier is not None:
+            self.delivery.verifier.resumed()
         # A lower number than was acknowledged is no offence: ACKs over another path may have overtaken this HELLO.
         path.heard_hello = True
         self.max_message_bytes = min(self.max_message_bytes, max(frame.max_message, 1))

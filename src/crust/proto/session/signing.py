@@ -63,6 +63,9 @@ LIMIT_UNITS: Final = 65536
 LIMIT_SECONDS: Final = 5.0
 """A receiver cuts the peer off beyond these (PROTOCOL 19)."""
 
+RESUME_SECONDS: Final = 120.0
+"""How much longer a sender has for its next signature when it goes on over another path."""
+
 _LONGEST_GAP: Final = 1.0  # a silence between two frames counts as no more than this towards LIMIT_SECONDS
 _ENOUGH: Final = 64  # units to hash together; the set-up takes as long as hashing ten small messages
 _SIGNATURES_KEPT: Final = 16  # to prove that another contradicts one of them
@@ -477,6 +480,14 @@ class Verifier(_Ledger):
         if self._waited > LIMIT_SECONDS:
             return f"signature withheld for {LIMIT_SECONDS:g} s"
         return None
+
+    def resumed(self) -> None:
+        """The peer goes on over another path, and sends again what it had sent without success.
+
+        What it wrote within 20 ms over a fast path may take a minute over a slow one, and the signature stands behind
+        it. `LIMIT_BYTES` and `LIMIT_UNITS` bound what it can make of this.
+        """
+        self._waited = -RESUME_SECONDS
 
     def receive_signature(self, body: bytes, now: float) -> range:
         """Check a signature.
