@@ -15,7 +15,7 @@ from crust.net import igd as igd_module
 from crust.net import portmap as portmap_module
 from crust.net.clock import monotonic
 from crust.net.interfaces import Gateway, LocalAddress
-from crust.net.portmap import PortMapper, PortMapping
+from crust.net.portmap import PortMapper, PortMapping, PortMapSettings
 from tests.portmap_router import OUTSIDE, Router
 
 LOOPBACK = Gateway("127.0.0.1", "lo")
@@ -57,14 +57,15 @@ async def udp_router(**options: Any) -> AsyncIterator[UdpRouter]:
 
 @contextlib.asynccontextmanager
 async def mapper(router_port: int, **options: Any) -> AsyncIterator[PortMapper]:
-    settings: dict[str, Any] = {
-        "methods": ("pcp", "nat-pmp"),
-        "gateways": lambda: [LOOPBACK],
-        "addresses": list,
-        "router_port": router_port,
-        "announcement_port": 0,
-    }
-    made = PortMapper(PORTS, **{**settings, **options})
+    made = PortMapper(
+        PORTS,
+        on_change=options.pop("on_change", None),
+        gateways=options.pop("gateways", lambda: [LOOPBACK]),
+        addresses=options.pop("addresses", list),
+        settings=PortMapSettings(
+            **{"methods": ("pcp", "nat-pmp"), "router_port": router_port, "announcement_port": 0, **options}
+        ),
+    )
     await made.start()
     try:
         yield made

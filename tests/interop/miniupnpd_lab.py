@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from crust.net.portmap import PortMapper, PortMapping
+from crust.net.portmap import PortMapper, PortMapping, PortMapSettings
 from crust.proto.nat import leases
 
 HOST, HOST6 = "192.168.77.2", "2001:db8:77::2"
@@ -100,7 +100,8 @@ class Lab:
         self.on(router, "ip -6 route add default via 2001:db8:ee::2")
         self.on(router, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
         run(f"ip route add default via {ROUTER}")
-        run("ip -6 route add default via 2001:db8:77::1")
+        self.on(router, "ip addr add fe80::1/64 dev lan1 nodad")
+        run("ip -6 route add default via fe80::1 dev lan0")  # as router advertisements have it
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -215,7 +216,7 @@ def shown(mappings: list[PortMapping]) -> list[dict[str, Any]]:
 async def map_and_reach(lab: Lab, wanted: int, **options: Any) -> dict[str, Any]:
     """Map, be reached from outside, give back."""
     began = time.monotonic()
-    mapper = PortMapper(PORTS, **options)
+    mapper = PortMapper(PORTS, settings=PortMapSettings(**options))
     await mapper.start()
     await mapper.settled()
     settled_ms = (time.monotonic() - began) * 1000
@@ -242,7 +243,7 @@ async def map_and_reach(lab: Lab, wanted: int, **options: Any) -> dict[str, Any]
 
 async def restart(lab: Lab, **options: Any) -> dict[str, Any]:
     """The router loses power and comes back; its announcement or the next poll tells."""
-    mapper = PortMapper(PORTS, **options)
+    mapper = PortMapper(PORTS, settings=PortMapSettings(**options))
     await mapper.start()
     await mapper.settled()
     await until(lambda: len(mapper.mappings) == 4)
@@ -264,13 +265,13 @@ async def scenario(name: str, lab: Lab) -> dict[str, Any]:
             return await map_and_reach(lab, 4)
         case "nat-pmp":
             lab.start_daemon()
-            return await map_and_reach(lab, 2, methods=["nat-pmp"])
+            return await map_and_reach(lab, 2, methods=("nat-pmp",))
         case "igd":
             lab.start_daemon("enable_natpmp=no")
-            return await map_and_reach(lab, 4, methods=["igd"])
+            return await map_and_reach(lab, 4, methods=("igd",))
         case "igd-v1":
             lab.start_daemon("enable_natpmp=no", "force_igd_desc_v1=yes")
-            return await map_and_reach(lab, 2, methods=["igd"])
+            return await map_and_reach(lab, 2, methods=("igd",))
         case "last":
             # miniupnpd without NAT-PMP still answers PCP over IPv6.
             lab.start_daemon("enable_natpmp=no")
@@ -282,7 +283,7 @@ async def scenario(name: str, lab: Lab) -> dict[str, Any]:
             return await map_and_reach(lab, 2)
         case "restart":
             lab.start_daemon()
-            return await restart(lab, methods=["pcp"], poll_interval=3.0)
+            return await restart(lab, methods=("pcp",), poll_interval=3.0)
         case "nobody":
             return await map_and_reach(lab, 0, search_timeout=1.0)
         case _:

@@ -51,15 +51,13 @@ from crust.proto.nat.natpmp import NatPmpClient
 from crust.proto.nat.pcp import PcpClient
 from crust.wire.pcp import PCP_CLIENT_PORT, PCP_PORT, PcpResult
 
-__all__ = ["PortMapAttempt", "PortMapReport", "PortMapper", "PortMapping"]
+__all__ = ["PortMapAttempt", "PortMapReport", "PortMapSettings", "PortMapper", "PortMapping"]
 
 METHODS: tuple[MethodName, ...] = ("pcp", "nat-pmp", "igd")
 # How long a silent method is waited for before the next one starts beside it. Routers answer PCP in milliseconds.
 _HEAD_STARTS: dict[MethodName, float] = {"pcp": 0.25, "nat-pmp": 0.25, "igd": 0.0}
 _OTHER_PORTS_SECONDS = 1.0  # once a method has mapped one port
 _RACE_SECONDS = 10.0  # a router that has not granted anything in full by then does not
-_RETRY_SECONDS = 300.0  # when no method worked
-_POLL_SECONDS = 60.0  # a question of 2 or 24 bytes to the router in the same room: has it restarted?
 _MAX_ROUTERS = 8
 _MAX_IPV6_HOSTS = 4
 _PRIVATE = [ipaddress.ip_network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")]
@@ -88,21 +86,41 @@ class PortMapReport:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class PortMapSettings:
+    """How to ask.
+
+    Attributes:
+        methods: which to try, in this order.
+        lifetime: seconds of a lease.
+        search_timeout: seconds of the search for UPnP routers.
+        poll_interval: seconds between questions whether a router has restarted.
+        retry_interval: seconds until everything is tried again where nothing worked.
+        router_port: of PCP and NAT-PMP; another one in tests.
+        announcement_port: where routers announce that they restarted; another one in tests.
+        ssdp: port and multicast group of the search for UPnP routers; others in tests.
+    """
+
+    methods: tuple[MethodName, ...] = METHODS
+    lifetime: int = LIFETIME
+    search_timeout: float = 2.0
+    poll_interval: float = 60.0
+    """A question of 2 or 24 bytes to the router in the same house."""
+    retry_interval: float = 300.0
+    router_port: int = PCP_PORT
+    announcement_port: int = PCP_CLIENT_PORT
+    ssdp: tuple[int, str | None] = (SSDP_PORT, None)
+
+
 class PortMapper:
     """Keeps ports mapped at every default gateway.
 
     Args:
         ports: what to map, as ("tcp" or "udp", our port).
         on_change: called in the event loop with all mappings, whenever they differ from before.
-        methods: which to try, in this order.
-        lifetime: seconds of a lease.
+        settings: how to ask.
         gateways: reads the default gateways.
         addresses: reads our addresses.
-        router_port: of PCP and NAT-PMP; another one in tests.
-        ssdp: port and multicast group of the search for UPnP routers; others in tests.
-        search_timeout: seconds of that search.
-        poll_interval: seconds between questions whether a router has restarted.
-        loopback: map for loopback gateways too; in tests.
     """
 
     def __init__(
@@ -110,17 +128,15 @@ class PortMapper:
         ports: Iterable[Port],
         *,
         on_change: Callable[[list[PortMapping]], None] | None = None,
-        methods: Sequence[MethodName] = METHODS,
-        lifetime: int = LIFETIME,
+        settings: PortMapSettings | None = None,
         gateways: Callable[[], Sequence[Gateway]] = default_gateways,
         addresses: Callable[[], Sequence[LocalAddress]] = local_addresses,
-        **settings: Any,
     ) -> None:
         self._ports = tuple(dict.fromkeys(ports))
         self._on_change = on_change
         self._read_gateways = gateways
         self._read_addresses = addresses
-        self._settings = _Settings(tuple(methods), lifetime, **settings)
+        self._settings = settings or PortMapSettings()
         self._routers: list[_Router] = []
         self._announcements: list[asyncio.DatagramTransport] = []
         self._gateways: list[Gateway] = []
@@ -218,18 +234,6 @@ class PortMapper:
                     method.announced(data, source)
 
 
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    methods: tuple[MethodName, ...]
-    lifetime: int
-    router_port: int = PCP_PORT
-    announcement_port: int = PCP_CLIENT_PORT
-    ssdp: tuple[int, str | None] = (SSDP_PORT, None)
-    search_timeout: float = 2.0
-    poll_interval: float = _POLL_SECONDS
-    retry_interval: float = _RETRY_SECONDS
-
-
 class _Router:
     """One gateway and one of our addresses: a race of methods, the winner of which is kept."""
 
@@ -238,7 +242,7 @@ class _Router:
         gateway: Gateway,
         local_host: str,
         ports: Sequence[Port],
-        settings: _Settings,
+        settings: PortMapSettings,
         addresses: Sequence[LocalAddress],
         tell: Callable[[], None],
     ) -> None:
