@@ -471,7 +471,8 @@ class Sender:
         step = self._most_packets(len(payloads[0]))
         for at in range(0, count, step):
             part = payloads if count <= step else payloads[at : at + step]
-            run = serialize_header_run(header, seq + at, len(part))
+            single = count == 1 and header.seq_nr == seq  # what a request or its answer is
+            run = serialize_header(header) if single else serialize_header_run(header, seq + at, len(part))
             batches.append(Batch(run, part, probe))
         total = len(payloads[0]) * (count - 1) + len(payloads[-1])
         self._pacer.spend(total)
