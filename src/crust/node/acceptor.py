@@ -15,7 +15,7 @@ from typing import Any, Final
 from crust.crypto.keys import PeerId
 from crust.net.clock import monotonic
 from crust.net.tcp import TcpStream
-from crust.node.admission import Inbound, Verdict
+from crust.node.admission import Acceptance, Inbound, Verdict
 from crust.node.connection import Connection
 from crust.node.core import Core
 from crust.node.inbound_tcp import TcpInbound
@@ -58,7 +58,7 @@ class Acceptor:
         self._knocking: dict[Incoming, None] | None = None  # not yet shown to the application
         self._undecided: dict[Incoming, None] = {}
         self._waiting_peers: dict[PeerId, Incoming] = {}
-        self._verdicts: dict[PeerId, tuple[Verdict, float]] = {}
+        self._verdicts: dict[PeerId, tuple[Verdict, float, Acceptance | None]] = {}
         self._accepted: deque[Connection] = deque()
         self._waiters: set[asyncio.Future[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -154,9 +154,9 @@ class Acceptor:
     def _ask(self, inbound: Inbound, peer: PeerId) -> None:
         """Let the application decide about a peer, once for all attempts of its dial."""
         assert self._knocking is not None
-        verdict = self._verdict(peer)
-        if verdict is Verdict.ACCEPTED:
-            inbound.accept()
+        verdict, acceptance = self._verdict(peer)
+        if acceptance is not None:
+            inbound.accept_for(acceptance)
         elif verdict is Verdict.REFUSED:
             inbound.refuse(Hint.REFUSED)
         elif verdict is Verdict.IGNORED:
@@ -188,18 +188,18 @@ class Acceptor:
             queued and len(self._accepted) >= config.accept_queue
         )
 
-    def remember(self, incoming: Incoming | None, verdict: Verdict) -> None:
+    def remember(self, incoming: Incoming | None, verdict: Verdict, acceptance: Acceptance | None = None) -> None:
         """The application has decided about a peer."""
         if incoming is not None:
             self.decided(incoming)
-            self._verdicts[incoming.peer] = (verdict, monotonic() + _VERDICT_SECONDS)
+            self._verdicts[incoming.peer] = (verdict, monotonic() + _VERDICT_SECONDS, acceptance)
             while len(self._verdicts) > self.core.config.max_incoming:
                 del self._verdicts[next(iter(self._verdicts))]
 
-    def _verdict(self, peer: PeerId) -> Verdict | None:
+    def _verdict(self, peer: PeerId) -> tuple[Verdict | None, Acceptance | None]:
         """What was decided about a peer a moment ago."""
-        verdict, until = self._verdicts.get(peer, (None, 0.0))
-        return verdict if monotonic() < until else None
+        verdict, until, acceptance = self._verdicts.get(peer, (None, 0.0, None))
+        return (verdict, acceptance) if monotonic() < until else (None, None)
 
     def decided(self, incoming: Incoming) -> None:
         """An incoming peer needs no decision any more."""

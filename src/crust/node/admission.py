@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from crust.errors import CrustError, PeerLost, RemoteProtocolError
@@ -28,7 +28,7 @@ from crust.wire import frames
 if TYPE_CHECKING:
     from crust.node.acceptor import Acceptor
 
-__all__ = ["Groups", "Inbound", "Stage", "Verdict"]
+__all__ = ["Acceptance", "Groups", "Inbound", "Stage", "Verdict"]
 
 _CONFLICT_WAIT: Final = 1.0
 
@@ -54,6 +54,41 @@ class Verdict(enum.Enum):
     IGNORED = "ignored"
 
 
+class Acceptance:
+    """What `Incoming.accept` waits for: that one of the attempts of a dial proves the peer."""
+
+    __slots__ = ("_attempts", "_future")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._attempts: dict[Inbound, None] = {}
+        self._future: asyncio.Future[Connection] = loop.create_future()
+
+    def join(self, attempt: Inbound) -> None:
+        """One more attempt of the same dial."""
+        self._attempts[attempt] = None
+
+    def won(self, connection: Connection) -> bool:
+        """An attempt has proved the peer; False when nobody waits for it any more."""
+        if not self._future.done():
+            self._future.set_result(connection)
+        return not self._future.cancelled() and self._future.exception() is None
+
+    def lost(self, attempt: Inbound, reason: str) -> None:
+        """An attempt has failed; whoever waits hears of the last one."""
+        self._attempts.pop(attempt, None)
+        if not self._attempts and not self._future.done():
+            self._future.set_exception(PeerLost(None, reason))
+
+    async def wait(self) -> Connection:
+        """Wait for the first success, or the last failure."""
+        try:
+            return await self._future
+        except asyncio.CancelledError:
+            for attempt in list(self._attempts):
+                attempt.drop("cancelled")
+            raise
+
+
 class Inbound(ABC):
     """A peer that came to us, until it has a path.
 
@@ -69,8 +104,9 @@ class Inbound(ABC):
         self._core: Core = acceptor.core
         self.stage = Stage.HANDSHAKE
         self._proven: Proven | None = None
+        self._hello: frames.Hello | None = None
         self._incoming: Incoming | None = None
-        self._future: asyncio.Future[Connection] | None = None
+        self._acceptance: Acceptance | None = None
         self._groups: Groups = []
         self._deadline: asyncio.TimerHandle | None = None
         self._opened_at = self._sent_at = monotonic()
@@ -136,28 +172,22 @@ class Inbound(ABC):
         self._set_deadline(self._core.config.handshake_timeout)
         self._sent_at = monotonic()
 
-    def accept_incoming(self) -> Coroutine[Any, Any, Connection]:
+    def accept_incoming(self, others: Sequence[Inbound]) -> Coroutine[Any, Any, Connection]:
         """For `Incoming.accept`: answers at once, and waits until the peer has proved itself."""
-        if self.stage is not Stage.WAITING:
-            raise PeerLost(None, "the peer has gone away")
-        self._acceptor.remember(self._incoming, Verdict.ACCEPTED)
-        self._future = self._core.loop.create_future()
-        self.accept_too()
-        return self._proved(self._future)
+        acceptance = Acceptance(self._core.loop)
+        self._acceptor.remember(self._incoming, Verdict.ACCEPTED, acceptance)
+        for attempt in (self, *others):
+            attempt.accept_for(acceptance)
+        return acceptance.wait()
 
-    def accept_too(self) -> None:
-        """Answer a further attempt of a peer that was accepted."""
+    def accept_for(self, acceptance: Acceptance) -> None:
+        """Answer an attempt of a peer that was accepted."""
+        acceptance.join(self)
+        self._acceptance = acceptance
         if self.stage is Stage.WAITING:
             self._forget_incoming()
             self._acceptor.add(self)
-            self.accept()
-
-    async def _proved(self, future: asyncio.Future[Connection]) -> Connection:
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self.drop("cancelled")
-            raise
+        self.accept()
 
     def refuse_incoming(self) -> None:
         """For `Incoming.refuse`."""
@@ -189,6 +219,7 @@ class Inbound(ABC):
             self._bad_first_record()
             return False
         self._groups = groups
+        self._hello = first[0]
         self._decide(first[0], now)
         return True
 
@@ -204,7 +235,7 @@ class Inbound(ABC):
         if decision is Decision.ATTACH:
             assert holder is not None
             self._become_path(holder, new=False)
-        elif decision is Decision.NEW and self._acceptor.is_full(queued=self._future is None):
+        elif decision is Decision.NEW and self._acceptor.is_full(queued=self._acceptance is None):
             # Others have proved themselves meanwhile.
             self._core.stats.count("refused.busy")
             self._say_gone(hello.your_nonce, 2)
@@ -227,8 +258,8 @@ class Inbound(ABC):
         self._say_last(finished)
 
     def _resolve_conflict(self, old: Connection) -> None:
-        assert self._proven is not None
         """The peer shows a new nonce while we hold an older session: it restarted, or two instances share one key."""
+        assert self._proven is not None
         if old.session.state is not SessionState.OPEN:
             self._become_path(self._core.new_connection(self._proven, None), new=True)  # that one is being closed
             return
@@ -247,8 +278,12 @@ class Inbound(ABC):
                 alive = True
         if self.stage is not Stage.CONFLICT or self._proven is None:
             return
+        assert self._hello is not None
         self._hold(False)
-        if alive and old.session.state is not SessionState.OPEN:
+        decision, holder, _ = self._core.registry.decide(self._proven.peer, self._hello, monotonic())
+        if decision is Decision.ATTACH and holder is not None:
+            self._become_path(holder, new=False)  # another path of the same instance has been decided meanwhile
+        elif alive and old.session.state is not SessionState.OPEN:
             self._resolve_conflict(old)
         elif alive:
             self._core.stats.count("connections.duplicate_identity")
@@ -270,10 +305,8 @@ class Inbound(ABC):
         self._groups = []
         if new:
             self._core.connected(connection, path.info, accepted=True)
-        future, self._future = self._future, None
-        if future is not None and not future.done():
-            future.set_result(connection)
-        elif new:
+        acceptance, self._acceptance = self._acceptance, None
+        if not (acceptance is not None and acceptance.won(connection)) and new:
             self._acceptor.accepted(connection)
 
     # --- the end -------------------------------------------------------------------------------------------------
@@ -304,8 +337,8 @@ class Inbound(ABC):
 
     def _fail(self, reason: str) -> None:
         """Tell who waits in `accept_incoming` that no connection will come of this."""
-        if self._future is not None and not self._future.done():
-            self._future.set_exception(PeerLost(None, reason))
+        if self._acceptance is not None:
+            self._acceptance.lost(self, reason)
 
     def _end(self) -> None:
         """This is over, one way or the other."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from crust.errors import RemoteProtocolError
 from crust.net.clock import monotonic
 from crust.node.admission import Groups, Inbound, Stage
 from crust.node.connection import Connection
 from crust.node.core import Proven
+from crust.node.incoming import Incoming
 from crust.node.path import AnyPath
 from crust.node.udp import UdpFront, UtpLink
 from crust.proto.noise.handshake import Hint
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from crust.node.acceptor import Acceptor
 
 __all__ = ["UtpInbound"]
+
+_LONGEST_SILENCE: Final = 20.0
+"""More than twice the longest pause between two requests of a dial."""
 
 
 class UtpInbound(Inbound):
@@ -39,6 +43,22 @@ class UtpInbound(Inbound):
         self._link: UtpLink | None = None
         self._set_deadline(self._core.config.handshake_timeout)
         acceptor.add(self)
+
+    def _overdue(self) -> None:
+        """Who waits for a decision asks now and then; who does not has gone away."""
+        waited = monotonic() - self._opened_at
+        if self.stage is Stage.WAITING and waited < self._core.config.incoming_timeout:
+            if monotonic() - self._knock.heard_at < _LONGEST_SILENCE:
+                self._set_deadline(min(_LONGEST_SILENCE, self._core.config.incoming_timeout - waited))
+            else:
+                self.drop("hung_up")
+            return
+        super()._overdue()
+
+    def wait_for_decision(self, incoming: Incoming) -> None:
+        """The application decides; the peer moves to a table of its own."""
+        super().wait_for_decision(incoming)
+        self._set_deadline(min(_LONGEST_SILENCE, self._core.config.incoming_timeout))
 
     # --- LinkConsumer --------------------------------------------------------------------------------------------
 

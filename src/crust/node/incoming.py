@@ -63,10 +63,7 @@ class Incoming:
         if not self._inbounds:
             raise PeerLost(self.peer, "the peer has gone away")
         first, *others = self._inbounds
-        accepted = first.accept_incoming()
-        for other in others:
-            other.accept_too()
-        return await accepted
+        return await first.accept_incoming(others)
 
     def refuse(self) -> None:
         """Turn the peer down; it learns only that it was refused.

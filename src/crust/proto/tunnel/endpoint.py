@@ -23,7 +23,6 @@ from crust.proto.tunnel.cookie import Admission
 from crust.proto.tunnel.events import DialFailed, DialSucceeded, Knocked, Outgoing, Route, TunnelEvent
 from crust.proto.tunnel.handshake import (
     Discarded,
-    OpenedRequest,
     TunnelInitiator,
     TunnelKeys,
     TunnelResponder,
@@ -90,17 +89,19 @@ class Knock:
     Attributes:
         hello: what it says of itself.
         route: from where it came last.
+        heard_at: when it came last.
         association: once it has been accepted.
         owner: for the front end.
     """
 
-    __slots__ = ("association", "datagram", "ephemeral", "owner", "responder", "route")
+    __slots__ = ("association", "datagram", "ephemeral", "heard_at", "owner", "responder", "route")
 
-    def __init__(self, ephemeral: bytes, responder: TunnelResponder, datagram: bytes, route: Route) -> None:
+    def __init__(self, ephemeral: bytes, responder: TunnelResponder, datagram: bytes, route: Route, now: float) -> None:
         self.ephemeral = ephemeral
         self.responder = responder
         self.datagram = datagram  # the newest copy of message 1
         self.route = route
+        self.heard_at = now
         self.association: Association | None = None
         self.owner: object = None
 
@@ -428,7 +429,8 @@ class TunnelEndpoint:
         opened = open_request(self._secret, datagram)
         knock = self._knocks.get(opened.ephemeral)
         if knock is not None:
-            self._receive_again(knock, opened, datagram, route)
+            knock.heard_at = now
+            self._receive_again(knock, datagram, route)
             return
         self._seen.expire(now)
         if opened.ephemeral in self._seen:
@@ -446,10 +448,10 @@ class TunnelEndpoint:
         if len(self._knocks) >= MAX_KNOCKS:
             self.count("handshake.table_full")
             return
-        knock = self._knocks[opened.ephemeral] = Knock(opened.ephemeral, responder, datagram, route)
+        knock = self._knocks[opened.ephemeral] = Knock(opened.ephemeral, responder, datagram, route, now)
         self.tell(Knocked(knock))
 
-    def _receive_again(self, knock: Knock, opened: OpenedRequest, datagram: bytes, route: Route) -> None:
+    def _receive_again(self, knock: Knock, datagram: bytes, route: Route) -> None:
         """A copy of a message 1, or a retransmission: our answer was lost, or is still to be decided."""
         if knock.association is None:
             knock.datagram, knock.route = datagram, route
