@@ -191,7 +191,7 @@ class Outbox:
             self.expiring += 1
         self._bits |= 1 << priority
         size = len(data)
-        self.queued_bytes[priority] += size
+        self.queued_bytes[priority] += size + MESSAGE_COST  # so that empty messages fill the queue, too
         self.queued_count[priority] += 1
         self.queued_total += size
 
@@ -366,6 +366,7 @@ class Outbox:
                     popleft()
                     self.expiring -= deadline is not None
                     self._large[priority] = _Large(data, deadline)
+                    self._unqueue(priority, 0, 1)
                     return self._write_fragment(group, priority, now)
                 break
             room -= size + 2
@@ -380,7 +381,7 @@ class Outbox:
         if not batch:
             return False
         self.spent[priority] += taken + MESSAGE_COST * len(batch)
-        self._unqueue(priority, taken)
+        self._unqueue(priority, taken, len(batch))
         self.done_count[priority] += len(batch)
         self.messages_sent += len(batch)
         self._write(group, frames.serialize_messages(self.next_number, priority, batch), None, taken)
@@ -408,7 +409,7 @@ class Outbox:
 
     def _drop(self, priority: int, size: int) -> None:
         """A queued message with a deadline has expired."""
-        self._unqueue(priority, size)
+        self._unqueue(priority, size, 1)
         self.done_count[priority] += 1
         self.expired += 1
         self.expiring -= 1
@@ -432,7 +433,7 @@ class Outbox:
         head = frames.serialize_fragment(self.next_number, priority, total, size, external)
         self.spent[priority] += size + (0 if at else MESSAGE_COST)
         large.at = at + size
-        self._unqueue(priority, size)
+        self._unqueue(priority, size, 0)
         if external:
             self._write(group, head, piece, size)
         else:
@@ -452,7 +453,7 @@ class Outbox:
 
     def _abort_large(self, group: GroupBuilder, priority: int, large: _Large, now: float) -> bool:
         self._large[priority] = None
-        self._unqueue(priority, len(large.view) - large.at)
+        self._unqueue(priority, len(large.view) - large.at, 0)
         self.done_count[priority] += 1
         self.expired += 1
         if large.at:
@@ -461,8 +462,8 @@ class Outbox:
                 self.signer.add_tombstone(priority, now)
         return True
 
-    def _unqueue(self, priority: int, size: int) -> None:
-        self.queued_bytes[priority] -= size
+    def _unqueue(self, priority: int, size: int, messages: int) -> None:
+        self.queued_bytes[priority] -= size + MESSAGE_COST * messages
         self.queued_total -= size
 
     # --- streams -------------------------------------------------------------------------------------------------
