@@ -220,9 +220,9 @@ class Session:
         if self._active is path:
             self._active = None
             self._choose_active(now)
-            if self._active is not None:
-                # What ended one path may have ended the others: do not wait for their heartbeat.
-                self._probe(self._active, now)
+            # What ended one path may have ended the others: do not wait for their heartbeat.
+            if (active := self.active_path) is not None:
+                self.probe(active, now)
         if not self._paths and self.state is not SessionState.ENDED:
             if self.remote_closed and not self.outbox.owes():
                 # The peer said its last frame and has gone: nothing more can come, nor has to go.
