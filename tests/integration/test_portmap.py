@@ -136,7 +136,8 @@ async def test_nobody_listens() -> None:
         assert "nothing listens" in made.report().attempts[0].detail
 
 
-async def test_nonsense_is_counted_and_does_no_harm() -> None:
+async def test_nonsense_is_counted_and_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crust.proto.nat.leases.FIRST_WAIT", 0.02)
     async with udp_router() as router:
         router.mangle = lambda data: b"\xff" + data[1:]
         async with mapper(router.port) as made:
@@ -523,6 +524,48 @@ async def test_igd_pinholes(upnp: UpnpRouter) -> None:
     with pytest.raises(igd_module.IgdRefusedError):
         await device.update_pinhole(pinhole, 3600)
     await device.close()
+
+
+@contextlib.asynccontextmanager
+async def ipv6_router() -> AsyncIterator[UpnpRouter]:
+    pytest.importorskip("async_upnp_client")
+    router = UpnpRouter("::1")
+    try:
+        await router.start()
+    except OSError as error:
+        pytest.skip(f"no IPv6 on loopback: {error}")
+    try:
+        yield router
+    finally:
+        await router.stop()
+
+
+IPV6 = {
+    "gateways": lambda: [Gateway("::1", "lo")],
+    "addresses": lambda: [LocalAddress("::1", 128, "lo")],
+}
+
+
+async def test_pinholes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crust.net.mapping_methods._IGD_REFRESH", 0.02)
+    async with ipv6_router() as router:
+        async with mapper(1, **IPV6, **igd_options(router)) as made:
+            await made.settled()
+            await until(lambda: len(made.mappings) == 2)
+            assert {m.external for m in made.mappings} == {("::1", 4000)}
+            assert sorted(router.pinholes.values()) == ["17 ::1 4000", "6 ::1 4000"]
+            router.errors = {"UpdatePinhole": [704]}  # it restarted
+            before = len(router.pinholes)
+            await until(lambda: len(router.pinholes) > before)
+        assert len(router.pinholes) == 1  # the one that the router itself forgot
+
+
+async def test_pinholes_that_the_router_does_not_allow() -> None:
+    async with ipv6_router() as router:
+        router.pinholes_allowed = False
+        async with mapper(1, **IPV6, **igd_options(router)) as made:
+            assert await made.settled() == []
+            assert "does not let hosts open" in made.report().attempts[0].detail
 
 
 @pytest.mark.parametrize(

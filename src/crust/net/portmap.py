@@ -21,7 +21,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from crust.net.clock import monotonic
@@ -183,7 +183,7 @@ class PortMapper:
         ignored: Counter[str] = Counter()
         for router in self._routers:
             for method in router.methods:
-                report.attempts += method.attempts.values()
+                report.attempts += map(replace, method.attempts.values())  # closing would change them
                 ignored += method.ignored
         report.ignored = dict(ignored)
         report.advice = _advise(report)
