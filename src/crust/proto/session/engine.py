@@ -41,6 +41,9 @@ NO_NONCE: Final = bytes(16)
 ACK_BYTES: Final = 256 * 1024
 ACK_DELAY: Final = 0.05
 
+ACK_WITH_DATA: Final = 16 * 1024
+"""So much is acknowledged when something is written anyway; for less it is not worth the peer's time."""
+
 SETTLE_DELAY: Final = 1.0
 
 CONTROL_WAITING: Final = 64
@@ -341,7 +344,7 @@ class Session:
             if self._ack_wanted and outbox.retained_bytes and not outbox.has_queued():
                 self._ack_wanted = False
                 group.add(frames.serialize_ping(self._ping_token(path, now)))
-        if self._ack_due or (group.pieces and inbox.expected > self._ack_sent):
+        if self._ack_due or (group.pieces and self._unacked_bytes >= ACK_WITH_DATA):
             group.add(frames.serialize_ack(inbox.expected))
             self._ack_sent = inbox.expected
             self._ack_due = False

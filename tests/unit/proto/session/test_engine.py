@@ -118,11 +118,23 @@ class TestAcknowledgement:
 
     def test_rides_with_data(self) -> None:
         pair, _ = joined()
+        question = bytes(20_000)
+        pair.a.send(question)
+        pair.run(0.001)
+        assert pair.b.read() == question
+        pair.b.send(b"answer")
+        pair.run(0.001)
+        assert not pair.a.session.outbox.retained_bytes
+
+    def test_of_little_waits_for_its_time(self) -> None:
+        pair, _ = joined()
         pair.a.send(b"question")
         pair.run(0.001)
         assert pair.b.read() == b"question"
         pair.b.send(b"answer")
         pair.run(0.001)
+        assert pair.a.session.outbox.retained_bytes
+        pair.run(0.06)
         assert not pair.a.session.outbox.retained_bytes
 
     def test_of_what_was_never_sent_ends_the_session(self) -> None:
