@@ -15,6 +15,8 @@ import struct
 import sys
 from typing import Any, Final, NamedTuple, Protocol
 
+from crust.net.clock import monotonic
+
 __all__ = ["Features", "RouteInfo", "SendOutcome", "UdpConsumer", "UdpSocket", "bind_udp", "route_info", "sockaddr"]
 
 # <linux/udp.h>, <linux/in.h>, <linux/in6.h>, <asm-generic/socket.h>: the socket module has no names for most of them.
@@ -39,6 +41,7 @@ _SEND_BUFFER_BYTES: Final = 1 << 20
 _RECEIVES_PER_TURN: Final = 16
 """Before others get their turn of the event loop: at most a megabyte."""
 
+_APART: Final = 50e-6
 _ERRORS_PER_TURN: Final = 64
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4) if hasattr(socket, "CMSG_SPACE") else 0
 _ERROR_BYTES: Final = 256
@@ -108,6 +111,7 @@ class UdpSocket:
     __slots__ = (
         "_consumer",
         "_loop",
+        "_read_at",
         "_segment",
         "_sock",
         "_transport",
@@ -130,6 +134,7 @@ class UdpSocket:
         self._loop = loop
         self._sock: socket.socket | None = sock
         self._consumer = consumer
+        self._read_at = 0.0
         self._segment = 0  # what UDP_SEGMENT is set to
         self._writing = self._watching = False
         self._transport: asyncio.DatagramTransport | None = None
@@ -176,11 +181,17 @@ class UdpSocket:
             return
         broken = False
         receive = self._receive_batch if self.features.gro else self._receive_single
+        # Who was asked to read a while ago and finds one datagram expects no other: the question would cost as much as
+        # what it asks for. Should there be one, the event loop says so at once.
+        began = monotonic()
+        alone = began - self._read_at > _APART
         try:
             for _ in range(_RECEIVES_PER_TURN):
-                receive(sock)
+                lone = receive(sock)
                 if self._sock is None:
                     return
+                if alone and lone:
+                    break
         except BlockingIOError:
             pass
         except OSError:
@@ -190,8 +201,10 @@ class UdpSocket:
         if broken:
             self._register_again(sock)
         consumer.udp_drained()
+        self._read_at = monotonic()
 
-    def _receive_batch(self, sock: socket.socket) -> None:
+    def _receive_batch(self, sock: socket.socket) -> bool:
+        """Read once; whether it was a single datagram."""
         buffer = self._consumer.receive_buffer
         count, ancillary, _, address = sock.recvmsg_into((buffer,), _ANCILLARY_BYTES)
         size = count
@@ -200,12 +213,14 @@ class UdpSocket:
                 size = int.from_bytes(data[:4], sys.byteorder)
         if count:
             self._consumer.udp_received(self.number, buffer[:count], size, address)
+        return size == count
 
-    def _receive_single(self, sock: socket.socket) -> None:
+    def _receive_single(self, sock: socket.socket) -> bool:
         buffer = self._consumer.receive_buffer
         count, address = sock.recvfrom_into(buffer)
         if count:
             self._consumer.udp_received(self.number, buffer[:count], count, address)
+        return True
 
     def received(self, data: bytes, address: tuple[Any, ...]) -> None:
         """For the transport of event loops without readers."""

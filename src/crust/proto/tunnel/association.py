@@ -208,8 +208,7 @@ class Association:
         self._heard = now
         self._burst += len(bodies)
         if self._burst >= QUIET_BYTES:
-            self._quiet_tries = 0
-            self._timers.set_if_unset(Timer.QUIET, now + QUIET_SECONDS)
+            self._watch_for_quiet(now)
         self.utp.receive_run(headers, bodies, body_bytes, now)
 
     def receive_one(
@@ -234,8 +233,12 @@ class Association:
         self.proved = True
         if header[0] == CONTROL_MARK:
             self._receive_control(header, body, route, now)
-        else:
-            self.utp.receive_run(header, body, len(body), now)
+            return
+        self._heard = now
+        self._burst += len(body)
+        if self._burst >= QUIET_BYTES:
+            self._watch_for_quiet(now)
+        self.utp.receive_one(header, body, now)
 
     def _receive_control(self, header: bytes, body: bytes, route: Route, now: float) -> None:
         kind = parse_control(header)
@@ -404,6 +407,10 @@ class Association:
             elif timer is Timer.QUIET:
                 self._on_quiet(now)
         self.utp.handle_timeout(now)
+
+    def _watch_for_quiet(self, now: float) -> None:
+        self._quiet_tries = 0
+        self._timers.set_if_unset(Timer.QUIET, now + QUIET_SECONDS)
 
     def _on_quiet(self, now: float) -> None:
         """A stream of data may have stopped: the NAT between may have lost us, and only we can tell the peer."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidTag
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from crust.proto.utp.config import UtpConfig
 
 __all__ = ["Dial", "Knock", "TunnelEndpoint"]
+
+_NONCE: Final = Struct(">IQ")
 
 
 class Dial:
@@ -298,9 +301,37 @@ class TunnelEndpoint:
             route: from where.
             now: the present time.
         """
+        if len(data) <= size:
+            self._receive_single(data, route, now)
+            return
         most = size * MAX_SEGMENTS
         for at in range(0, len(data), most):
             self._receive_batch(data if len(data) <= most else data[at : at + most], size, route, now)
+
+    def _receive_single(self, datagram: memoryview, route: Route, now: float) -> None:
+        """Take in one datagram: the same as a batch of one, in half of the time."""
+        if len(datagram) < SMALLEST_DATAGRAM:
+            self.count("datagram.short")
+            return
+        header = self._opener.unmask_one(self._mask, datagram)
+        index, counter = _NONCE.unpack_from(header)
+        key = self._by_index.get(index)
+        if not isinstance(key, ReceiveKey):
+            self._receive_one(index, counter, datagram, 0, route, now)
+            return
+        window = key.window
+        newest = counter > window.highest
+        if not newest and not window.is_fresh(counter):
+            self.count("datagram.replayed")
+            return
+        try:
+            body = key.aead.decrypt(header[:NONCE_BYTES], datagram[HEADER_BYTES:], header)
+        except InvalidTag:
+            self.count("datagram.forged")
+            return
+        window.add(counter)
+        key.association.receive_one(key, route, header[NONCE_BYTES:], body, now, newest=newest)
+        self.touched[key.association] = None
 
     def _receive_batch(self, data: memoryview, size: int, route: Route, now: float) -> None:
         count = -(-len(data) // size)

@@ -216,9 +216,7 @@ class Opener:
             Index and counter of each, in turn.
         """
         if count == 1:
-            plain = mask.apply_one(bytes(data[:HEADER_BYTES]), bytes(data[HEADER_BYTES:_SAMPLE_END]))
-            self._headers.view[:HEADER_BYTES] = plain
-            return _nonce_fields(1).unpack(plain)
+            return _nonce_fields(1).unpack(self.unmask_one(mask, data))
         if count < _PLAN_LEAST or data.obj is not self._memory:
             starts = _slices(data, 0, HEADER_BYTES, size, count)
             samples = _samples(data, size, count)
@@ -228,6 +226,13 @@ class Opener:
         plain = mask.apply(b"".join(starts), b"".join(samples))
         self._headers.view[: len(plain)] = plain
         return _nonce_fields(count).unpack(plain)
+
+    def unmask_one(self, mask: HeaderMask, datagram: memoryview) -> bytes:
+        """Unmask the header of one datagram."""
+        start = bytes(datagram[:_SAMPLE_END])
+        plain = mask.apply_one(start[:HEADER_BYTES], start[HEADER_BYTES:])
+        self._headers.view[:HEADER_BYTES] = plain
+        return plain
 
     def utp_headers(self, count: int) -> bytes:
         """The µTP headers of the last batch, 20 bytes each."""

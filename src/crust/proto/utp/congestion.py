@@ -68,6 +68,13 @@ class CongestionControl(Protocol):
     def on_ack(self, sample: AckSample) -> None:
         """Something arrived."""
 
+    def on_unlimited_ack(self) -> bool:
+        """Something arrived while the application, not the window, kept us from sending more: nothing may grow.
+
+        Returns:
+            Whether this was enough; else `on_ack` follows.
+        """
+
     def on_loss(self, now: float, in_flight: int) -> None:
         """A packet sent since the last reduction is lost: at most once a round trip."""
 

@@ -71,6 +71,11 @@ class Cubic:
             return
         self._avoid(sample)
 
+    def on_unlimited_ack(self) -> bool:
+        """Time without demand does not count (RFC 9438 §5.8), nor do the round trips of a path that is not filled."""
+        self._epoch = None
+        return True
+
     def _avoid(self, sample: AckSample) -> None:
         """Congestion avoidance (RFC 9438 §4.2 to §4.5)."""
         segment = self._segment

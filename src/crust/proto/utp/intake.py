@@ -138,6 +138,17 @@ class Intake(ABC):
             self._receive_each(headers, bodies, body_bytes, now)
         self._heard = now
 
+    def receive_one(self, header: Buffer, body: Buffer, now: float) -> None:
+        """Take in one packet.
+
+        Args:
+            header: 20 bytes.
+            body: what follows it.
+            now: the present time.
+        """
+        self._receive_packet(unpack_header(header), body, now)
+        self._heard = now
+
     def _receive_each(self, headers: Buffer, bodies: Buffer, body_bytes: int, now: float) -> None:
         """Take in the packets of a run one by one."""
         view = memoryview(bodies)

@@ -104,6 +104,10 @@ class Ledbat:
         self._current.append(delay)
         self.queueing_delay = (min(self._current) - min(self._base)) / 1e6
 
+    def on_unlimited_ack(self) -> bool:
+        """Delays count all the same."""
+        return False
+
     def on_loss(self, now: float, in_flight: int) -> None:
         """A packet is lost: halve."""
         self._before = (self._cwnd, self._ssthresh)

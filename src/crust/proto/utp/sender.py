@@ -193,6 +193,8 @@ class Sender:
             self._round_end = flight.next_seq
             self._limited, self._limited_before = False, self._limited
         limited = self._limited or self._limited_before or (congestion.slow_start and 2 * in_flight >= congestion.cwnd)
+        if not limited and congestion.on_unlimited_ack():
+            return
         congestion.on_ack(
             AckSample(
                 now,
