@@ -6,7 +6,6 @@ these. A record is a 16-bit field, its length - 1, and its bytes.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -26,7 +25,7 @@ class PlainRecords:
     __slots__ = ("_chunks", "_control", "_due", "_length", "_offset", "_payloads", "_size")
 
     def __init__(self) -> None:
-        self._chunks: deque[Buffer] = deque()
+        self._chunks: list[Buffer] = []  # a few; an empty deque takes 760 bytes
         self._offset = 0  # of the first chunk, what was used
         self._size = 0  # bytes not used yet
         self._length = 0  # of the record under way; 0: not known yet
@@ -93,7 +92,7 @@ class PlainRecords:
             pieces.append(piece)
             wanted -= len(piece)
             if start + len(piece) == len(head):
-                chunks.popleft()
+                del chunks[0]
                 start = 0
             else:
                 start += len(piece)

@@ -7,7 +7,6 @@ no stranger can begin one.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from crust.crypto.aead import Suite
@@ -146,8 +145,9 @@ class Association:
         self._renewed: tuple[bytes, bytes] | None = None  # the last RENEW and our answer, should it come again
         self._new_address: NewAddress | None = None
         self._newest_route = route
-        self._control: deque[tuple[ControlKind, bytes, Route | None]] = deque()
-        self._batches: deque[Batch] = deque()
+        # Lists, as there are a few at most, and an empty deque takes 760 bytes.
+        self._control: list[tuple[ControlKind, bytes, Route | None]] = []
+        self._batches: list[Batch] = []
         self._drained = True
         self.has_more = False
         self._sent_at = self._heard = now
@@ -172,6 +172,7 @@ class Association:
         """Give up what an idle association can make again."""
         self._send.release()
         self._receive.release()
+        self.utp.release()
 
     def close(self) -> None:
         """Forget everything; datagrams that still come are strangers'."""
@@ -438,14 +439,14 @@ class Association:
                 return self._seal_control(now)
             batches = self._batches
             if not batches:
-                batches.extend(self.utp.datagrams_to_send(now))
+                batches = self._batches = self.utp.datagrams_to_send(now)
                 if not batches:
                     return None
                 # With less than it may give at once, it has given all.
                 self._drained = len(batches) < _BATCHES_AT_ONCE
                 if self._send.counter >= RENEW_DATAGRAMS and self._renewal is None and self._next is None:
                     self.renew(now)
-            batch = batches.popleft()
+            batch = batches.pop(0)
             self.has_more = bool(batches) or not self._drained
             data, size = self._endpoint.sealer.seal(self._send, batch.headers, batch.bodies)
         except KeyExhaustedError:
@@ -456,7 +457,7 @@ class Association:
         return Outgoing(data, size, self._route_for(len(data)), batch.probe, self)
 
     def _seal_control(self, now: float) -> Outgoing:
-        kind, body, route = self._control.popleft()
+        kind, body, route = self._control.pop(0)
         self.has_more = True
         data, size = self._endpoint.sealer.seal(self._send, serialize_control(kind), [body])
         if route is None:

@@ -268,7 +268,7 @@ class UtpConnection(Intake):
 
     def next_event(self) -> UtpEvent | None:
         """The next event, or None."""
-        return self._life.events.popleft() if self._life.events else None
+        return self._life.events.pop(0) if self._life.events else None
 
     def close(self) -> None:
         """End our direction after all that was accepted; the peer's stays open until it ends it.
@@ -280,6 +280,10 @@ class UtpConnection(Intake):
         elif self._may_send:
             self._sender.closing = True
             self._life.move(Input.CLOSE)
+
+    def release(self) -> None:
+        """Nothing happens at present: hold as little memory as possible."""
+        self._sender.queue.release()
 
     def abort(self, detail: str = "aborted") -> None:
         """End the connection now: what is not acknowledged may be lost, and the peer is told by a RESET."""

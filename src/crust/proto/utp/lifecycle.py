@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from crust.proto.timers import TimerTable
 from crust.proto.utp.config import UtpConfig
 from crust.proto.utp.events import Connected, Ended, EndReason, PeerFinished, UtpEvent
@@ -30,7 +28,7 @@ class Lifecycle:
     def __init__(self, config: UtpConfig, timers: TimerTable[Timer], state: State) -> None:
         self._config, self._timers = config, timers
         self.state = state
-        self.events: deque[UtpEvent] = deque()
+        self.events: list[UtpEvent] = []  # never more than three, and mostly none: a deque takes 760 bytes
         self.close_wanted = self.reset_due = False
 
     @property
