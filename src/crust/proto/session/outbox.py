@@ -33,6 +33,7 @@ GROUP_PAYLOADS: Final = 4  # 256 KiB in one write: larger gains nothing, and del
 _CONTROL_ROOM: Final = frames.RECORD_LIMIT - 512
 _CONTROL_FRAME: Final = frames.INLINE_LIMIT + 1024  # the largest control frame, and a signature behind it
 _EXPIRY_PAUSE: Final = 0.5
+_SLOW_SIGNATURE: Final = 48 * 1024
 _MESSAGES_HEAD: Final = 12
 _SMALLEST_FRAGMENT: Final = 16 * 1024  # do not cut fragments into crumbs when credit is short
 
@@ -268,7 +269,7 @@ class Outbox:
         while self._control and group.room > _CONTROL_FRAME:
             self._write(group, self._control.pop(0)(self.next_number), None, 0)
         signer = self.signer
-        if signer is not None and signer.due(now):
+        if signer is not None and (signer.due(now) or self._is_slow(group, signer)):
             self._sign(group, now)
         waiting = self._bits
         while waiting and self._can_write(group):
@@ -285,6 +286,10 @@ class Outbox:
                 self._sign(group, now)
             self.close_number = self.next_number
             self._write(group, frames.serialize_close(self.next_number, self.close_code), None, 0)
+
+    def _is_slow(self, group: GroupBuilder, signer: Signer) -> bool:
+        """Whether to sign early: on a slow path even what was written within 20 ms may be under way for seconds."""
+        return group.most == 1 and signer.unsigned_bytes >= _SLOW_SIGNATURE and signer.next_timeout() is not None
 
     @property
     def session_known(self) -> bool:

@@ -337,3 +337,16 @@ def test_a_fast_path_and_then_a_slow_one() -> None:
     pair.settle(60)
     assert not pair.b.broken
     assert len(pair.b.read_all()) == 100
+
+
+@pytest.mark.parametrize("rate", [20_000, 100_000])
+def test_a_slow_path_with_a_large_buffer(rate: int) -> None:
+    """What the network takes at once it delivers in minutes; the signatures must not all stand at its end."""
+    pair = Pair(signing=True)
+    pair.add_path(rate=rate, delay=0.05)
+    for _ in range(3):
+        pair.a.send(bytes(300_000))
+    pair.run(120, until=lambda: pair.b.session.inbox.messages_received == 3)
+    pair.run(20)
+    assert not pair.b.broken
+    assert len(pair.b.read_all()) == 3
