@@ -91,7 +91,7 @@ class EventReader:
     def __init__(self, most: int, on_close: set[EventReader]) -> None:
         self._queue: deque[Event] = deque()
         self._most = most
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
         self._ended = False
         self._readers = on_close
         self.dropped = 0
@@ -116,8 +116,9 @@ class EventReader:
         self.end()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def __aiter__(self) -> EventReader:
         return self
@@ -127,9 +128,10 @@ class EventReader:
         while not self._queue:
             if self._ended:
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
             try:
-                await self._waiter
+                await waiter
             finally:
-                self._waiter = None
+                self._waiters.remove(waiter)
         return self._queue.popleft()

@@ -117,8 +117,8 @@ class Stream:
                 if at >= 0:
                     return self._take(size + at + 1)
                 size += len(chunk)
-            if size > _LINE_LIMIT:
-                raise asyncio.LimitOverrunError("no line end within 64 KiB", size)
+            if size > _LINE_LIMIT or state.received >= state.granted:  # no more can come before some is taken
+                raise asyncio.LimitOverrunError("no line end within 64 KiB, or the stream's window", size)
             if self._at_end():
                 return self._take(size)
             await self._wait()
