@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from crust.config import Config
+from crust.errors import RemoteProtocolError
+from crust.proto.session.inbox import Inbox
 from crust.testing.pair import Pair
 from crust.types import Priority
+from crust.wire import frames
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -78,3 +81,45 @@ def test_credit_survives_a_change_of_path() -> None:
         pair.kill(pair.links[-1])
         pair.add_path()
     assert got + 2 >= 30
+
+
+class TestOrder:
+    """Frames of a sender that spreads them over several paths."""
+
+    def message(self, number: int) -> frames.Messages:
+        return frames.Messages(number, 4, [b"%d" % number])
+
+    def test_any_order_comes_out_in_order(self) -> None:
+        inbox = Inbox(WINDOW, 1 << 20, 512 * KIB)
+        for start in range(0, 3000, 6):
+            numbers = [start + n for n in (3, 1, 5, 4, 2)]
+            assert all(inbox.accept(self.message(n)) == [] for n in numbers)
+            assert all(inbox.accept(self.message(n)) == [] for n in numbers)  # a second time
+            assert [f.number for f in inbox.accept(self.message(start))] == list(range(start, start + 6))
+        assert inbox.expected == 3000
+
+    def test_old_ones_are_dropped(self) -> None:
+        inbox = Inbox(WINDOW, 1 << 20, 512 * KIB)
+        assert inbox.accept(self.message(0))
+        assert inbox.accept(self.message(0)) == []
+
+    def test_gaps_stay_gaps(self) -> None:
+        inbox = Inbox(WINDOW, 1 << 20, 512 * KIB)
+        for number in (1, 3):
+            inbox.accept(self.message(number))
+        assert [f.number for f in inbox.accept(self.message(0))] == [0, 1]
+        assert [f.number for f in inbox.accept(self.message(2))] == [2, 3]
+
+    @pytest.mark.parametrize(
+        "frame",
+        [
+            frames.Messages(1, 4, [bytes(60_000)] * 12),
+            frames.Signature(1, bytes(700_000)),
+            frames.Service(1, bytes(700_000)),
+            frames.StreamData(1, 0, bytes(700_000)),
+        ],
+    )
+    def test_what_waits_is_bounded_whatever_it_is(self, frame: frames.NumberedFrame) -> None:
+        inbox = Inbox(WINDOW, 1 << 20, 512 * KIB)
+        with pytest.raises(RemoteProtocolError, match="reorder buffer"):
+            inbox.accept(frame)
