@@ -32,6 +32,7 @@ class Sessions(RuleBasedStateMachine):
         self.flushes: list[tuple[int, object, dict[Priority, int]]] = []
         self.count = 0
         self.closed = False
+        self.one_way = False
 
     @initialize(
         signing=st.sampled_from([None, (False, False), (True, False), (True, True)]),
@@ -165,6 +166,7 @@ class Sessions(RuleBasedStateMachine):
         lost = alive[pick % len(alive)].lanes[lane]
         lost.lossy = True
         lost.clear()
+        self.one_way = True
 
     @precondition(lambda self: len(self.alive()) > 1)
     @rule(pick=picks, side=sides)
@@ -192,7 +194,9 @@ class Sessions(RuleBasedStateMachine):
     def nobody_broke_the_protocol(self) -> None:
         if hasattr(self, "pair"):
             for peer in self.pair.peers:
-                assert not peer.broken
+                # Who never hears our nonce cannot sign, and is cut off while its frames keep coming: over TCP, where
+                # nothing flows long in one direction alone, this does not happen.
+                assert all(self.one_way and "withheld" in str(error) for error in peer.broken), peer.broken
                 assert peer.session.outbox.retained_bytes >= 0
                 assert min(peer.session.outbox.queued_bytes) >= 0
 
