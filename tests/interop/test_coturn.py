@@ -114,8 +114,8 @@ async def test_udp(coturn: int) -> None:
     event = await client.ask((HOSTS[0], coturn))
     assert isinstance(event, StunSucceeded)
     assert event.observed == local
-    assert event.rtt is not None
-    assert event.rtt < 1
+    # Nobody can tell which request was answered, where a busy machine had it sent twice (RFC 8489 §6.2.1).
+    assert event.rtt is None or event.rtt < 1
     assert event.message.software is not None
     client.transport.close()
 

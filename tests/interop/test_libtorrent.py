@@ -168,12 +168,16 @@ class BitTorrent:
     def __init__(self, connection: BareConnection, torrent: Torrent) -> None:
         self.connection, self.torrent = connection, torrent
 
-    async def shake_hands(self) -> None:
+    async def shake_hands(self) -> bool:
+        """Exchange greetings; False when libtorrent hangs up instead."""
         ours = b"\x13BitTorrent protocol" + bytes(8) + self.torrent.hash + b"-CR0001-" + bytes(range(12))
         await self.connection.write(ours)
         theirs = await self.connection.read(68)
+        if not theirs:
+            return False
         assert theirs[:20] == ours[:20], theirs
         assert theirs[28:48] == self.torrent.hash
+        return True
 
     async def send(self, kind: int, body: bytes = b"") -> None:
         await self.connection.write(struct.pack(">IB", 1 + len(body), kind) + body)
@@ -234,6 +238,18 @@ async def persist(dial: Callable[[], Awaitable[BareConnection]]) -> BareConnecti
             return await dial()
 
 
+async def greet(endpoint: BareEndpoint, address: Address, torrent: Torrent) -> tuple[BareConnection, BitTorrent]:
+    """Dial until libtorrent answers the greeting: while it begins to seed it hangs up on some."""
+    for _ in range(10):
+        connection = await persist(lambda: endpoint.connect(address))
+        wire = BitTorrent(connection, torrent)
+        if await wire.shake_hands():
+            return connection, wire
+        connection.close()
+        await connection.closed()
+    raise AssertionError("libtorrent hangs up on every greeting")
+
+
 @contextlib.asynccontextmanager
 async def path_to(address: Address, loss: float, reorder: float) -> AsyncIterator[Address]:
     """The address itself, or that of a lossy relay before it."""
@@ -255,9 +271,7 @@ async def we_download(torrent: Torrent, loss: float, reorder: float) -> None:
     endpoint = BareEndpoint(UtpConfig())
     try:
         async with path_to(peer.address, loss, reorder) as address:
-            connection = await persist(lambda: endpoint.connect(address))
-            wire = BitTorrent(connection, torrent)
-            await wire.shake_hands()
+            connection, wire = await greet(endpoint, address, torrent)
             begun = time.monotonic()
             data = await wire.download()
             print(
@@ -270,6 +284,7 @@ async def we_download(torrent: Torrent, loss: float, reorder: float) -> None:
     finally:
         endpoint.close()
         peer.close()
+        await asyncio.sleep(0)  # the loop closes the sockets in its next turn
 
 
 async def libtorrent_downloads(torrent: Torrent, folder: Path, loss: float, reorder: float) -> None:
@@ -281,7 +296,8 @@ async def libtorrent_downloads(torrent: Torrent, folder: Path, loss: float, reor
     async def serve(connection: BareConnection) -> None:
         wire = BitTorrent(connection, torrent)
         with contextlib.suppress(ConnectionError):
-            await wire.shake_hands()
+            if not await wire.shake_hands():
+                return
             await wire.serve()
 
     async def accept() -> None:
@@ -353,3 +369,4 @@ async def test_the_end_is_told_to_libtorrent(torrent: Torrent) -> None:
     finally:
         endpoint.close()
         peer.close()
+        await asyncio.sleep(0)  # the loop closes the sockets in its next turn
