@@ -290,7 +290,8 @@ class TestTogether:
                 await eventually(lambda: not bob.connections and not alice.connections)
 
     async def test_one_of_two_waiters_is_cancelled(self) -> None:
-        async with node() as alice, node() as bob, Proxy(port_of(bob)) as proxy:
+        limits = {"close_timeout": 0.3}
+        async with node(**limits) as alice, node(**limits) as bob, Proxy(port_of(bob)) as proxy:
             proxy.hold()
             where = target(bob.id, proxy.port)
             first, second = (asyncio.create_task(alice.connect(where)) for _ in range(2))

@@ -20,7 +20,7 @@ async def knocking(
     **settings: object,
 ) -> AsyncIterator[tuple[crust.Node, crust.Node, crust.Incoming, asyncio.Task[crust.Connection]]]:
     """Alice dials Bob, who has not decided yet."""
-    async with node() as alice, node(**settings) as bob:
+    async with node() as alice, node(**{"handshake_timeout": 1, **settings}) as bob:
         waiting = bob.incoming()
         dial = asyncio.create_task(alice.connect(await bob.contact(), timeout=10))
         incoming = await soon(anext(waiting))
@@ -134,7 +134,7 @@ async def test_a_restarted_node_asks_about_a_stale_session_and_learns_that_it_is
     """The peer goes on with a session that this node does not know: accepting it brings no connection."""
     identity = crust.Identity.generate()
     async with node() as alice, Proxy() as proxy:
-        async with node(identity) as bob:
+        async with node(identity, close_timeout=0.3) as bob:
             proxy.upstream = port_of(bob)
             ours = await soon(alice.connect(target(bob.id, proxy.port)))
             await soon(ours.ping())
