@@ -170,7 +170,8 @@ class TestOneTransport:
 
     async def test_datagrams_capped(self) -> None:
         settings = {**UTP, "max_datagram_bytes": 1280}
-        async with node(**settings) as alice, node(**settings) as bob, UdpProxy(port_of(bob)) as proxy:
+        async with UdpProxy() as proxy, node(**settings) as alice, node(**settings) as bob:
+            proxy.upstream = port_of(bob)
             longest = 0
 
             def measure(data: bytes) -> bool:
@@ -421,17 +422,19 @@ class TestRace:
 
 class TestTrouble:
     async def test_loss_and_disorder(self) -> None:
-        async with node(**UTP) as alice, node(**UTP) as bob:
-            async with UdpProxy(port_of(bob), delay=0.005, jitter=0.01, loss=0.03) as proxy:
-                ours = await soon(alice.connect(target(bob.id, proxy.port)), 30)
-                theirs = await soon(anext(bob), 30)
-                for sender, receiver in ((ours, theirs), (theirs, ours)):
-                    await soon(sender.send(b"q" * 400_000), 40)
-                    assert (await soon(receiver.receive(), 40)).data == b"q" * 400_000
+        trouble = UdpProxy(delay=0.005, jitter=0.01, loss=0.03)
+        async with trouble as proxy, node(**UTP) as alice, node(**UTP) as bob:
+            proxy.upstream = port_of(bob)
+            ours = await soon(alice.connect(target(bob.id, proxy.port)), 30)
+            theirs = await soon(anext(bob), 30)
+            for sender, receiver in ((ours, theirs), (theirs, ours)):
+                await soon(sender.send(b"q" * 400_000), 40)
+                assert (await soon(receiver.receive(), 40)).data == b"q" * 400_000
 
     @pytest.mark.parametrize("upload", [True, False])
     async def test_the_nat_forgets_in_the_midst_of_a_transfer(self, upload: bool) -> None:
-        async with node(**UTP) as alice, node(**UTP) as bob, UdpProxy(port_of(bob), delay=0.01) as proxy:
+        async with UdpProxy(delay=0.01) as proxy, node(**UTP) as alice, node(**UTP) as bob:
+            proxy.upstream = port_of(bob)
             ours = await soon(alice.connect(target(bob.id, proxy.port)))
             theirs = await soon(anext(bob))
             sender, receiver = (ours, theirs) if upload else (theirs, ours)
@@ -459,7 +462,8 @@ class TestTrouble:
             assert alice.stats["path.redialled"] == bob.stats["path.redialled"] == 0
 
     async def test_a_path_that_goes_silent_is_replaced(self) -> None:
-        async with node(**UTP) as alice, node(**UTP) as bob, UdpProxy(port_of(bob)) as proxy:
+        async with UdpProxy() as proxy, node(**UTP) as alice, node(**UTP) as bob:
+            proxy.upstream = port_of(bob)
             candidates = (
                 crust.Candidate("utp", "127.0.0.1", proxy.port),
                 crust.Candidate("utp", "127.0.0.1", port_of(bob)),

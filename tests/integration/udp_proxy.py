@@ -24,7 +24,7 @@ class UdpProxy:
         keep: is shown each datagram towards the upstream; False drops it.
     """
 
-    def __init__(self, upstream: int, *, delay: float = 0.0, loss: float = 0.0, jitter: float = 0.0) -> None:
+    def __init__(self, upstream: int = 0, *, delay: float = 0.0, loss: float = 0.0, jitter: float = 0.0) -> None:
         self.upstream = upstream
         self.delay = delay
         self.loss = loss
