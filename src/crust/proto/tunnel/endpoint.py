@@ -444,10 +444,7 @@ class TunnelEndpoint:
         try:
             self._receive_request(datagram, route, now)
         except Discarded as discarded:
-            if discarded.reason is DiscardReason.IMPLAUSIBLE_LENGTH or discarded.reason is DiscardReason.OUTER_TAG:
-                self.count("datagram.stranger")
-            else:
-                self.count(f"handshake.{discarded.reason.value}")
+            self.count(f"handshake.{discarded.reason.value}")
             if discarded.hint is not None:
                 self._send(seal_hint(self._secret, datagram, discarded.hint, self.random), route)
 
@@ -458,6 +455,9 @@ class TunnelEndpoint:
             Discarded: it is none, or not to be answered.
         """
         opened = open_request(self._secret, datagram)
+        if opened is None:
+            self.count("datagram.stranger")
+            return
         knock = self._knocks.get(opened.ephemeral)
         if knock is not None:
             knock.heard_at = now

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from crust.crypto.aead import TAG_BYTES, Suite, aead, best_suite, mac, nonce
 from crust.crypto.dh import DH_BYTES, DhKey, LowOrderKeyError
@@ -301,23 +302,26 @@ class OpenedRequest:
         return self.request.noise[:DH_BYTES]
 
 
-def open_request(secret: bytes, datagram: bytes) -> OpenedRequest:
+def open_request(secret: bytes, datagram: bytes) -> OpenedRequest | None:
     """Open the envelope of what may be a message 1.
 
     Args:
         secret: our `outer_secret`.
         datagram: whatever came.
 
+    Returns:
+        None when it is none. That is what a flood of noise is, so it costs no exception of ours.
+
     Raises:
-        Discarded: it is none, or one that we do not understand; then `hint` can be sealed with `seal_hint`.
+        Discarded: one that we do not understand; then `hint` can be sealed with `seal_hint`.
     """
     if not SMALLEST_REQUEST <= len(datagram) <= MAX_REQUEST:
-        raise Discarded(DiscardReason.IMPLAUSIBLE_LENGTH)
+        return None
     salt = datagram[:SALT_BYTES]
     try:
-        body = aead(Suite.AESGCM, _request_key(secret, salt)).decrypt(_NONCE, datagram[SALT_BYTES:], salt)
-    except InvalidTag as error:
-        raise Discarded(DiscardReason.OUTER_TAG) from error
+        body = AESGCM(_request_key(secret, salt)).decrypt(_NONCE, datagram[SALT_BYTES:], salt)
+    except InvalidTag:
+        return None
     try:
         request = parse_request(body)
     except UnsupportedVersionError as error:

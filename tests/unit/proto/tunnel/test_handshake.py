@@ -67,6 +67,7 @@ class Sides:
 
     def responder(self, datagram: bytes) -> tuple[OpenedRequest, TunnelResponder]:
         opened = open_request(self.secret, datagram)
+        assert opened is not None
         return opened, TunnelResponder(BOB, NETWORK, opened.request)
 
     def answer(self, datagram: bytes) -> tuple[TunnelResponder, bytes]:
@@ -113,6 +114,8 @@ class TestRetransmission:
         sides = Sides()
         first, second = sides.initiator.request(), sides.initiator.request()
         one, two = open_request(sides.secret, first), open_request(sides.secret, second)
+        assert one is not None
+        assert two is not None
         assert one.request.noise == two.request.noise
         assert one.ephemeral == two.ephemeral
         assert one.salt != two.salt
@@ -130,6 +133,7 @@ class TestRetransmission:
         requests = [sides.initiator.request() for _ in range(2)]
         responder, response = sides.answer(requests[0])
         other = open_request(sides.secret, requests[1])
+        assert other is not None
         again = responder.response(other.tag, other.size, sides.random)
         assert again[:32] != response[:32]
         assert again[32:80] != response[32:80]
@@ -153,17 +157,11 @@ class TestStrangers:
     def test_random_bytes(self) -> None:
         sides = Sides()
         for size in (0, 1, 47, SMALLEST_REQUEST - 1, SMALLEST_REQUEST, 500, MAX_REQUEST, MAX_REQUEST + 1, 9000):
-            with pytest.raises(Discarded) as caught:
-                open_request(sides.secret, sides.random(size))
-            plausible = SMALLEST_REQUEST <= size <= MAX_REQUEST
-            assert caught.value.reason is (DiscardReason.OUTER_TAG if plausible else DiscardReason.IMPLAUSIBLE_LENGTH)
-            assert caught.value.hint is None
+            assert open_request(sides.secret, sides.random(size)) is None
 
     def test_who_was_meant_somebody_else(self) -> None:
         request = Sides(remote=MALLORY.id).initiator.request()
-        with pytest.raises(Discarded) as caught:
-            open_request(outer_secret(BOB.id), request)
-        assert caught.value.reason is DiscardReason.OUTER_TAG
+        assert open_request(outer_secret(BOB.id), request) is None
 
     def test_every_byte_of_a_request_counts(self) -> None:
         sides = Sides()
@@ -171,8 +169,7 @@ class TestStrangers:
         for at in range(0, len(request), 5):
             broken = bytearray(request)
             broken[at] ^= 1
-            with pytest.raises(Discarded):
-                open_request(sides.secret, bytes(broken))
+            assert open_request(sides.secret, bytes(broken)) is None
 
     def test_another_network(self) -> None:
         sides = Sides(network=Network.of("elsewhere"))
@@ -189,9 +186,9 @@ class TestStrangers:
         """-P has P's static key: the envelope tells them apart, and the prologue, and the Hello."""
         sides = Sides(remote=negative(BOB.id))
         request = sides.initiator.request()
-        with pytest.raises(Discarded):
-            open_request(outer_secret(BOB.id), request)
+        assert open_request(outer_secret(BOB.id), request) is None
         opened = open_request(outer_secret(negative(BOB.id)), request)
+        assert opened is not None
         with pytest.raises(Discarded) as caught:
             TunnelResponder(BOB, NETWORK, opened.request)
         assert caught.value.reason is DiscardReason.NETWORK_MISMATCH
@@ -211,11 +208,11 @@ class TestReplies:
     def test_cookie(self) -> None:
         sides = Sides()
         request = sides.initiator.request()
-        assert open_request(sides.secret, request).request.proof == NO_PROOF
+        assert sides.responder(request)[0].request.proof == NO_PROOF
         reply = seal_cookie(sides.secret, request, b"c" * 16, sides.random)
         assert sides.initiator.receive_reply(reply) is True
         assert sides.initiator.receive_reply(reply) is False
-        assert open_request(sides.secret, sides.initiator.request()).request.proof != NO_PROOF
+        assert sides.responder(sides.initiator.request())[0].request.proof != NO_PROOF
 
     @pytest.mark.parametrize("hint", list(Hint))
     def test_hints(self, hint: Hint) -> None:
