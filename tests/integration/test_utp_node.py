@@ -127,7 +127,7 @@ class TestOneTransport:
                 await connection.send(str(number).encode())
             got = []
             for _ in clients:
-                got.append((await soon((await soon(anext(bob))).receive())).data)
+                got.append((await soon((await soon(anext(bob))).receive())).data)  # noqa: PERF401
             assert sorted(got, key=int) == [str(number).encode() for number in range(30)]
             await asyncio.gather(*(client.close() for client in clients))
             await eventually(lambda: bob.stats["connections.open"] == 0)
@@ -394,9 +394,7 @@ class TestRace:
         for _ in range(4):
             async with node(**BOTH) as alice, node(**BOTH) as bob:
                 theirs_contact, our_contact = await bob.contact(), await alice.contact()
-                ours, theirs = await soon(
-                    asyncio.gather(alice.connect(theirs_contact), bob.connect(our_contact))
-                )
+                ours, theirs = await soon(asyncio.gather(alice.connect(theirs_contact), bob.connect(our_contact)))
                 await exchange(ours, theirs, 1000)
                 await eventually(lambda: ours.stats["paths"] == theirs.stats["paths"] == 2)  # noqa: B023
                 assert alice.connections == [ours]

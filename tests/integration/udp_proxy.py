@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 from collections.abc import Callable
@@ -78,7 +79,7 @@ class UdpProxy:
             if back is None:
                 back = self._backs[client] = self._socket()
                 self._loop.add_reader(back, self._from_upstream, back, client)
-            self._forward(lambda data=data, back=back: back.sendto(data, ("127.0.0.1", self.upstream)))  # type: ignore[misc]
+            self._forward(lambda data=data, back=back: back.sendto(data, ("127.0.0.1", self.upstream)))  # type: ignore[misc]  # noqa: B023 - called in the same turn or bound
 
     def _from_upstream(self, back: socket.socket, client: tuple[Any, ...]) -> None:
         for _ in range(64):
@@ -88,7 +89,7 @@ class UdpProxy:
                 return
             front = self._front
             if front is not None:
-                self._forward(lambda data=data: front.sendto(data, client))  # type: ignore[misc]
+                self._forward(lambda data=data: front.sendto(data, client))  # type: ignore[misc]  # noqa: B023 - called in the same turn or bound
 
     def _forward(self, send: Callable[[], object]) -> None:
         if self.closed or self._chance.random() < self.loss:
@@ -102,7 +103,5 @@ class UdpProxy:
 
     @staticmethod
     def _send(send: Callable[[], object]) -> None:
-        try:
+        with contextlib.suppress(OSError):  # full, or closed meanwhile
             send()
-        except OSError:
-            pass  # full, or closed meanwhile
