@@ -79,7 +79,7 @@ class UdpProxy:
             if back is None:
                 back = self._backs[client] = self._socket()
                 self._loop.add_reader(back, self._from_upstream, back, client)
-            self._forward(lambda data=data, back=back: back.sendto(data, ("127.0.0.1", self.upstream)))  # type: ignore[misc]  # noqa: B023 - called in the same turn or bound
+            self._forward(lambda data=data, back=back: back.sendto(data, ("127.0.0.1", self.upstream)))  # type: ignore[misc]
 
     def _from_upstream(self, back: socket.socket, client: tuple[Any, ...]) -> None:
         for _ in range(64):
