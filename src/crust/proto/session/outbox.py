@@ -132,7 +132,6 @@ class Outbox:
         "expiring",
         "messages_sent",
         "next_number",
-        "patient",
         "queued_bytes",
         "queued_count",
         "queued_total",
@@ -174,7 +173,6 @@ class Outbox:
         self.retained_bytes = 0
         self.close_code: int | None = None
         self.close_number: int | None = None
-        self.patient = True  # CLOSE waits for streams that need credit
         self.expired = 0
         self.expiring = 0  # queued messages that have a deadline
         self.signatures = 0
@@ -224,12 +222,6 @@ class Outbox:
     def has_queued(self) -> bool:
         """Whether anything is queued that was never written."""
         return bool(self._control or self._bits or (self.close_code is not None and self.close_number is None))
-
-    def _waits(self) -> bool:
-        """Whether CLOSE has to wait for data; a peer that has closed itself gives no more credit to streams."""
-        if self._bits or not self.patient:
-            return bool(self._bits)
-        return any(stream.pending_bytes for stream in self._streams.by_id.values())
 
     def owes(self) -> bool:
         """Whether the peer lacks anything but our CLOSE."""
@@ -287,7 +279,7 @@ class Outbox:
                 waiting ^= bit
                 if not (self._queues[priority] or self._large[priority] or self._rounds[priority]):
                     self._bits &= ~bit
-        if self.close_code is not None and self.close_number is None and not self._control and not self._waits():
+        if self.close_code is not None and self.close_number is None and not self._control and not self._bits:
             if signer is not None and signer.unsigned_units:
                 if not self.session_known:
                     return
