@@ -1,8 +1,7 @@
 """One µTP connection (BEP 29): bytes in order over datagrams, without socket, task or clock.
 
-The front end feeds whole batches of datagrams in, then takes out data, events and batches of datagrams, and arms one
-timer for `next_timeout()`. It runs bare, compatible with libutp and libtorrent, or inside Crust's tunnel, where both
-ends agree on connection ids beforehand and no SYN is needed.
+It runs bare, compatible with libutp and libtorrent, or inside Crust's tunnel, where both ends agree on connection ids
+beforehand and no SYN is needed.
 """
 
 from __future__ import annotations
@@ -54,10 +53,7 @@ class UtpConnection(Intake):
     """A connection; made with `connect`, `accept` or `established`.
 
     After every call that takes something in, and whenever `next_timeout()` has passed (`handle_timeout`), drain
-    `next_event()`, `data_to_read()` and `datagrams_to_send()`.
-
-    Attributes:
-        stats: counters.
+    `next_event()`, `data_to_read()` and `datagrams_to_send()`. `stats` counts.
     """
 
     __slots__ = (

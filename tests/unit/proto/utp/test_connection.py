@@ -381,6 +381,14 @@ def test_data_then_an_ack_in_one_batch() -> None:
     assert end.unacknowledged_bytes == 0
 
 
+def test_one_packet() -> None:
+    end = established_pair().a
+    end.release()
+    datagram = packet(body=b"lone")
+    end.receive_one(datagram[:20], datagram[20:], START)
+    assert end.data_to_read() == [b"lone"]
+
+
 def test_run_with_a_new_ack_and_out_of_order() -> None:
     end = established_pair().a
     end.send_data(bytes(2000), START)

@@ -65,6 +65,10 @@ def test_ledbat_clocks_wrap() -> None:
     assert ledbat.queueing_delay == pytest.approx((30_000 + 0x100) / 1e6)
 
 
+def test_ledbat_takes_every_delay() -> None:
+    assert not Ledbat(SEGMENT).on_unlimited_ack()
+
+
 def test_ledbat_base_is_the_least() -> None:
     ledbat = Ledbat(SEGMENT)
     for delay in (9000, 4000, 8000, 8000, 8000, 8000):

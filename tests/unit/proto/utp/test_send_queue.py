@@ -29,6 +29,16 @@ def test_payload_over_buffers_is_joined() -> None:
     assert queue.take(7, 1) == []
 
 
+def test_release() -> None:
+    queue = SendQueue()
+    queue.append(memoryview(b"abc"))
+    queue.release()
+    assert queue.take(5, 1) == [b"abc"]
+    queue.release()
+    queue.append(memoryview(b"def"))
+    assert queue.take(5, 1) == [b"def"]
+
+
 def test_clear() -> None:
     queue = SendQueue()
     queue.append(memoryview(b"abc"))
