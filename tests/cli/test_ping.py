@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -49,7 +50,7 @@ def test_ping_text(crust: Crust, node: Node) -> None:
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert lines[0] == peer
-    assert "direct tcp" in lines[1]
+    assert re.search(r"direct (tcp|utp)", lines[1])
     assert [line.partition(":")[0] for line in lines[2:4]] == ["1", "2"]
     assert lines[4].startswith("2 round trips")
     assert "candidate" in done.stderr

@@ -18,14 +18,14 @@ import crust
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SAID = {
-    "first_connection.py": r"b'hello' from crust[a-z2-7]{56} over direct tcp \S+ -> \S+",
-    "accept_or_refuse.py": r"friend: direct tcp \S+ -> \S+\nstranger: \S+ the peer refused this node",
+    "first_connection.py": r"b'hello' from crust[a-z2-7]{56} over direct (tcp|utp) \S+ -> \S+",
+    "accept_or_refuse.py": r"friend: direct (tcp|utp) \S+ -> \S+\nstranger: \S+ the peer refused this node",
     "natlab.py": r"(at home 1\S+ behind .*\nat home somebody says hello|no lab on this machine: .*)",
     "priorities.py": r"URGENT 4 bytes\nBULK 30000000 bytes",
     "receipts.py": r"number 0 in this session\nsigned by crust[a-z2-7]{56}\nrefused: .+",
     "rendezvous.py": r"(not yet: .*\n)*connected: True path: direct (tcp|utp) \S+ -> \S+",
     "streams.py": r"log: 7 bytes\npicture: 100000 bytes",
-    "survive.py": r"(event: PeerConnected\n)?arrived: b'an order'\nclosed in good order",
+    "survive.py": r"(event: PeerConnected\n)?(event: PathChanged\n)?arrived: b'an order'\nclosed in good order",
 }
 PAIRS = {"hello_server.py", "hello_client.py"}
 
