@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from crust.crypto.keys import PeerId
@@ -21,23 +18,19 @@ from crust.errors import (
     SigningMismatchError,
 )
 from crust.net.clock import monotonic
-from crust.net.tcp import TcpStream, dial_tcp
-from crust.node.acceptor import Acceptor
+from crust.net.tcp import TcpStream
+from crust.node.attempt import SILENCE, Adopted, DialledPath, Punch, close_result
 from crust.node.connection import Connection
-from crust.node.core import Core, Proven
-from crust.node.udp import UdpFront, UtpLink
-from crust.proto.noise.handshake import FailureReason, HandshakeFailed, HandshakeResult, InitiatorHandshake
-from crust.types import Attempt, Candidate, PathKind, Report, format_address
+from crust.node.core import Core
+from crust.node.dial_tcp import TcpAttempts
+from crust.node.dial_utp import UtpAttempts
+from crust.node.udp import UdpFront
+from crust.proto.noise.handshake import FailureReason, HandshakeFailed
+from crust.types import Attempt, Candidate, Report, format_address
 
-__all__ = ["CandidateFeed", "DialledPath", "Dialler", "Punch", "explain_timeout", "path_kind"]
+__all__ = ["CandidateFeed", "Dialler", "explain_timeout"]
 
 _RESOLVE_LIMIT: Final = 8
-
-# PROTOCOL 22: more than 2 TCP attempts only to an address from which the rendezvous sees the peer.
-_PUNCH_TRIES: Final = 40
-_UNATTESTED_TRIES: Final = 2
-_PUNCH_PAUSE: Final = 0.1
-_CALLER_BEGINS: Final = 0.4
 
 # After the race the other transport may come up for so long, to stand by.
 _STANDBY_GRACE: Final = 3.0
@@ -60,30 +53,6 @@ _OUTCOMES: Final = {
 
 # The most precise answer wins when every candidate failed.
 _PRECISION: Final = (NetworkMismatchError, RefusedError, NotAuthenticError, NoPathError)
-
-_SILENCE: Final = "accepted the connection but stays silent: wrong key, not Crust, or the peer has not decided yet"
-
-
-@dataclass(frozen=True, slots=True)
-class Punch:
-    """How a dial through NATs goes about it: from the listening port, which the peer knows, and again when refused.
-
-    Attributes:
-        acceptor: whose port it is.
-        caller: whether we called; the caller begins handshakes over TCP, whoever's connection it is.
-    """
-
-    acceptor: Acceptor
-    caller: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Adopted:
-    """A connection that the called peer has made to our listener, over which we begin the handshake."""
-
-    stream: TcpStream
-    candidate: Candidate
-
 
 _Found = list[Candidate | Adopted] | None
 """What a feed has given; None: no more will come."""
@@ -136,125 +105,6 @@ class CandidateFeed:
         return found
 
 
-class DialledPath(ABC):
-    """What a race brings back; whoever takes it says so.
-
-    Attributes:
-        result: who answered.
-        candidate: over which it came up.
-        rtt: round trip of the handshake.
-        taken: it has become a path.
-        others: attempts of other transports, which may still give a standby.
-    """
-
-    def __init__(self, result: Proven, candidate: Candidate, rtt: float) -> None:
-        self.result = result
-        self.candidate = candidate
-        self.rtt = rtt
-        self.taken = False
-        self.others: dict[asyncio.Task[DialledPath], Attempt] = {}
-
-    def attach(self, core: Core, connection: Connection, at_ms: float) -> None:
-        """Make it a path of a connection."""
-        self.taken = True
-        self._attach(core, connection, at_ms)
-
-    def abort(self) -> None:
-        """Close it, and what follows it."""
-        for task in self.others:
-            task.add_done_callback(_close_result)
-            task.cancel()
-        self._abort()
-
-    @abstractmethod
-    def _attach(self, core: Core, connection: Connection, at_ms: float) -> None: ...
-
-    @abstractmethod
-    def _abort(self) -> None: ...
-
-
-class _TcpDialled(DialledPath):
-    """A TCP connection after its handshake."""
-
-    def __init__(self, stream: TcpStream, result: HandshakeResult, candidate: Candidate, rtt: float) -> None:
-        super().__init__(result, candidate, rtt)
-        self._stream = stream
-        self._keys = result
-
-    def _attach(self, core: Core, connection: Connection, at_ms: float) -> None:
-        kind = path_kind(self.candidate)
-        core.add_path(connection, self._stream, core.codec(self._keys), kind=kind, rtt=self.rtt, at_ms=at_ms)
-        connection.pump()
-        self._stream.replay()
-
-    def _abort(self) -> None:
-        self._stream.abort()
-
-
-class _UtpDialled(DialledPath):
-    """A tunnel association after its handshake."""
-
-    def __init__(self, link: UtpLink, candidate: Candidate, rtt: float) -> None:
-        super().__init__(link.association, candidate, rtt)
-        self._link = link
-
-    def _attach(self, core: Core, connection: Connection, at_ms: float) -> None:
-        core.add_utp_path(connection, self._link, kind=path_kind(self.candidate), rtt=self.rtt, at_ms=at_ms)
-        connection.pump()
-        self._link.read()
-
-    def _abort(self) -> None:
-        self._link.abort()
-
-
-class _Outbound:
-    """A dialled TCP stream during its handshake."""
-
-    __slots__ = ("_handshake", "future", "opened_at", "stream")
-
-    def __init__(self, core: Core, handshake: InitiatorHandshake, stream: TcpStream | None = None) -> None:
-        self._handshake = handshake
-        self.future: asyncio.Future[HandshakeResult] = core.loop.create_future()
-        self.opened_at = 0.0
-        self.stream = stream or TcpStream(core.buffer)
-        self.stream.consumer = self
-
-    def stream_opened(self) -> None:
-        """Message 1 goes out with the first segment that can carry data."""
-        self.opened_at = monotonic()
-        self.stream.write(self._handshake.data_to_send())
-
-    def stream_received(self, data: memoryview) -> int:
-        """Message 2, or something else."""
-        if self.future.done():
-            return 0  # kept for the path
-        try:
-            result = self._handshake.receive_data(bytes(data))
-        except HandshakeFailed as failure:
-            self._fail(failure)
-            return len(data)
-        if result is None:
-            return len(data)
-        self.future.set_result(result)
-        return len(data) - len(result.rest)
-
-    def stream_ended(self) -> None:
-        """The peer hung up."""
-        self._fail(self._handshake.receive_eof())
-
-    def stream_lost(self, error: Exception | None) -> None:
-        """The socket is gone."""
-        self._fail(error or self._handshake.receive_eof())
-
-    def stream_writable(self) -> None:
-        """Nothing waits for this."""
-
-    def _fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-            self.future.exception()  # seen, even if the attempt was given up meanwhile
-
-
 class Dialler:
     """Dials peers.
 
@@ -265,7 +115,8 @@ class Dialler:
 
     def __init__(self, core: Core, front: UdpFront | None = None) -> None:
         self._core = core
-        self._front = front
+        self._tcp = TcpAttempts(core)
+        self._utp = None if front is None else UtpAttempts(front)
         self._followers: set[asyncio.Task[None]] = set()
         self._expected: dict[tuple[str, int], CandidateFeed] = {}
 
@@ -400,8 +251,11 @@ class Dialler:
         attempt = Attempt(where, candidate.transport, candidate.kind, (monotonic() - started) * 1000)
         report.attempts.append(attempt)
         if isinstance(item, Adopted):
-            return attempt, self._core.loop.create_task(self._adopt(peer, item))
-        return attempt, self._core.loop.create_task(self._attempt(peer, candidate, attempt, punch))
+            return attempt, self._core.loop.create_task(self._tcp.adopt(peer, item))
+        if candidate.transport == "utp":
+            assert self._utp is not None
+            return attempt, self._core.loop.create_task(self._utp.dial(peer, candidate))
+        return attempt, self._core.loop.create_task(self._tcp.dial(peer, candidate, attempt, punch))
 
     async def _next(self, feed: CandidateFeed, report: Report, started: float) -> _Found:
         """The next candidates that can be dialled, and connections to adopt; None when no more will come."""
@@ -454,94 +308,11 @@ class Dialler:
 
     def _cancel(self, task: asyncio.Task[DialledPath], attempt: Attempt, started: float) -> None:
         """Give an attempt up; if it has just succeeded, close what it brought."""
-        task.add_done_callback(_close_result)
+        task.add_done_callback(close_result)
         task.cancel()
         attempt.ended_ms = (monotonic() - started) * 1000
         attempt.outcome = "cancelled"
         attempt.detail = attempt.detail or "no answer in time"
-
-    async def _attempt(self, peer: PeerId, candidate: Candidate, attempt: Attempt, punch: Punch | None) -> DialledPath:
-        """Dial one candidate; where a hole is to be punched, again and again, from the port that the peer knows."""
-        if candidate.transport == "utp":
-            return await self._connect_utp(peer, candidate)
-        if punch is None:
-            return await self._connect(peer, candidate, attempt, None)
-        local = punch.acceptor.local_for(candidate.host)
-        tries = _PUNCH_TRIES if candidate.kind == "server-reflexive" else _UNATTESTED_TRIES
-        for left in reversed(range(tries)):
-            try:
-                if punch.caller:
-                    return await self._connect(peer, candidate, attempt, local)
-                return await self._answer(peer, candidate, attempt, local, punch)
-            except OSError:
-                # Refused or reset by a NAT that has not seen the other side's packet yet.
-                if not left:
-                    raise
-                await asyncio.sleep(_PUNCH_PAUSE)
-        raise AssertionError("unreachable")
-
-    async def _connect_utp(self, peer: PeerId, candidate: Candidate) -> DialledPath:
-        """Shake hands over UDP."""
-        assert self._front is not None
-        began = monotonic()
-        dial = await self._front.dial(peer, candidate.host, candidate.port)
-        try:
-            link = await dial.future
-        except BaseException:
-            self._front.cancel(dial)
-            raise
-        return _UtpDialled(link, candidate, monotonic() - began)
-
-    async def _connect(
-        self, peer: PeerId, candidate: Candidate, attempt: Attempt, local: tuple[str, int] | None
-    ) -> DialledPath:
-        """Connect, and shake hands as the initiator."""
-        outbound = self._outbound(peer)
-        try:
-            await dial_tcp(outbound.stream, candidate.host, candidate.port, local)
-            attempt.detail = _SILENCE
-            return await self._finish(outbound, candidate)
-        except OSError as error:
-            if local is None or error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
-                raise
-        # An older connection still holds this pair of addresses: better from another port than not at all.
-        return await self._connect(peer, candidate, attempt, None)
-
-    async def _answer(
-        self, peer: PeerId, candidate: Candidate, attempt: Attempt, local: tuple[str, int] | None, punch: Punch
-    ) -> DialledPath:
-        """Connect, and let the caller begin the handshake; begin it ourselves when it does not."""
-        inbound = punch.acceptor.make_inbound(path_kind(candidate))
-        await dial_tcp(inbound.stream, candidate.host, candidate.port, local)
-        attempt.detail = _SILENCE
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CALLER_BEGINS):
-                await inbound.heard
-            # It becomes a path by itself, and that ends this dial.
-            await self._core.loop.create_future()
-        outbound = self._outbound(peer, inbound.give_up_stream())
-        outbound.stream_opened()
-        return await self._finish(outbound, candidate)
-
-    async def _adopt(self, peer: PeerId, adopted: Adopted) -> DialledPath:
-        """Shake hands as the initiator over a connection that the called peer has made to our listener."""
-        outbound = self._outbound(peer, adopted.stream)
-        outbound.stream_opened()
-        return await self._finish(outbound, adopted.candidate)
-
-    def _outbound(self, peer: PeerId, stream: TcpStream | None = None) -> _Outbound:
-        core = self._core
-        handshake = InitiatorHandshake(core.identity, peer, core.network, core.hello, random=core.random)
-        return _Outbound(core, handshake, stream)
-
-    async def _finish(self, outbound: _Outbound, candidate: Candidate) -> DialledPath:
-        try:
-            result = await outbound.future
-        except BaseException:
-            outbound.stream.abort()
-            outbound.future.cancel()
-            raise
-        return _TcpDialled(outbound.stream, result, candidate, monotonic() - outbound.opened_at)
 
     async def _resolve(self, candidates: Sequence[Candidate], report: Report, started: float) -> list[Candidate]:
         """Look up the names among the candidates and drop what cannot be dialled."""
@@ -589,18 +360,11 @@ class Dialler:
         return _chain(NoPathError(f"{attempt.candidate}: {attempt.detail}"), error)
 
 
-def path_kind(candidate: Candidate) -> PathKind:
-    """How a path over a candidate came up."""
-    if candidate.kind == "mapped":
-        return "mapped"
-    return "direct" if candidate.kind == "host" else "punched"
-
-
 def explain_timeout(report: Report) -> ConnectError:
     """The error of a dial whose time was up, from what its attempts had seen."""
-    silent = [a for a in report.attempts if a.outcome == "cancelled" and a.detail == _SILENCE]
+    silent = [a for a in report.attempts if a.outcome == "cancelled" and a.detail == SILENCE]
     if silent:
-        return NotAuthenticError(f"{silent[0].candidate}: {_SILENCE}")
+        return NotAuthenticError(f"{silent[0].candidate}: {SILENCE}")
     return NoPathError("no candidate answered in time")
 
 
@@ -615,11 +379,6 @@ def _most_precise(failures: list[ConnectError]) -> ConnectError:
             if isinstance(failure, kind):
                 return failure
     return NoPathError("no address of this peer is known that this node could dial")
-
-
-def _close_result(task: asyncio.Task[DialledPath]) -> None:
-    if not task.cancelled() and task.exception() is None:
-        task.result().abort()
 
 
 def _is_numeric(host: str) -> bool:

@@ -23,9 +23,10 @@ from crust.net.clock import monotonic
 from crust.net.interfaces import candidate_hosts, local_addresses
 from crust.net.tcp import raise_descriptor_limit
 from crust.node.acceptor import Acceptor
+from crust.node.attempt import DialledPath, Punch
 from crust.node.connection import Connection
 from crust.node.core import Core
-from crust.node.dial import CandidateFeed, DialledPath, Dialler, Punch, explain_timeout
+from crust.node.dial import CandidateFeed, Dialler, explain_timeout
 from crust.node.events import EventReader
 from crust.node.incoming import Incoming
 from crust.node.network import Neighbourhood
