@@ -220,16 +220,20 @@ class EngineMethod(MappingMethod, asyncio.DatagramProtocol):
         self._opening = asyncio.get_running_loop().create_task(self._open())
 
     async def stop(self) -> None:
-        """Delete the mappings; unconfirmed deletions are given up after `RELEASE_SECONDS`."""
+        """Delete the mappings; unconfirmed deletions are given up after `RELEASE_SECONDS`.
+
+        A router that has never answered is told, in case it was about to, but not waited for.
+        """
         if self._opening is not None:
             await end_task(self._opening)
         if self._transport is not None:
             self._poll_at = float("inf")
             self._engine.unmap_all(monotonic())
             self._pump()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RELEASE_SECONDS):
-                    await self._idle.wait()
+            if self._engine.answered:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(RELEASE_SECONDS):
+                        await self._idle.wait()
             self._transport.close()
             self._transport = None
         if self._timer is not None:

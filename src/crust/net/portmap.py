@@ -193,6 +193,8 @@ class PortMapper:
         # Reading runs a program on some systems.
         gateways = await asyncio.to_thread(self._read_gateways)
         addresses = await asyncio.to_thread(self._read_addresses)
+        if self._closed:
+            return
         self._gateways = list(gateways)
         if any(m != "igd" for m in self._settings.methods):
             await self._listen()

@@ -29,6 +29,7 @@ from crust.node.core import Core
 from crust.node.dial import CandidateFeed, Dialler, explain_timeout
 from crust.node.events import EventReader
 from crust.node.incoming import Incoming
+from crust.node.mapping import PortMappings
 from crust.node.network import Neighbourhood
 from crust.node.stats import Stats
 from crust.node.udp import UdpFront
@@ -44,6 +45,7 @@ _SETTLE_SECONDS: Final = 1.0
 _REDIAL_TIMEOUT: Final = 15.0
 _KNOWN_PEERS: Final = 4096
 _CONTACT_SECONDS: Final = 3.0
+_MAPPING_SECONDS: Final = 0.5
 _ANSWERING_SECONDS: Final = 15.0
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
@@ -72,6 +74,7 @@ class Node:
         self._dialler: Dialler | None = None
         self._front: UdpFront | None = None
         self._neighbourhood: Neighbourhood | None = None
+        self._mappings: PortMappings | None = None
         self._arrivals: dict[PeerId, asyncio.Future[Connection]] = {}
         self._dials: dict[PeerId, asyncio.Task[Connection]] = {}
         self._dial_waiters: dict[asyncio.Task[Connection], int] = {}
@@ -128,6 +131,8 @@ class Node:
             if front is not None:
                 front.close()
             raise
+        self._mappings = PortMappings(self._config, changed=self._addresses_changed, outside=self._outside_hosts)
+        self._mappings.start(self._acceptor.addresses)
         self._neighbourhood.bootstrap.start()
 
     async def bootstrapped(self, timeout: float = 10) -> None:
@@ -151,6 +156,7 @@ class Node:
         core.closing = True
         if self._neighbourhood is not None:
             self._neighbourhood.close()
+        unmapping = core.loop.create_task(self._unmap())
         tasks: list[asyncio.Task[object]] = [*self._dials.values(), *self._redials.values()]
         for task in tasks:
             task.cancel()
@@ -174,8 +180,14 @@ class Node:
                     async with asyncio.timeout(_SETTLE_SECONDS):
                         await self._front.settled()
                 self._front.close()
+            await asyncio.shield(unmapping)
         # Let sockets that were told to close do so before the event loop may go away.
         await asyncio.sleep(0)
+
+    async def _unmap(self) -> None:
+        """Give port mappings back, within little more than a second."""
+        if self._mappings is not None:
+            await self._mappings.close()
 
     def _started(self) -> Core:
         if self._core is None:
@@ -205,11 +217,13 @@ class Node:
         """What to give away so that others can dial this node; `str()` is the line of text.
 
         Where bootstrap nodes are configured it waits for them, three seconds at most: they tell the outside addresses,
-        and the contact names them as rendezvous. Cancellation loses nothing.
+        and the contact names them as rendezvous. For a router that may map our port it waits half a second at most.
+        Cancellation loses nothing.
         """
         self._started()
         assert self._neighbourhood is not None
-        await self._neighbourhood.tried(_CONTACT_SECONDS)
+        assert self._mappings is not None
+        await asyncio.gather(self._neighbourhood.tried(_CONTACT_SECONDS), self._mappings.settled(_MAPPING_SECONDS))
         return self._neighbourhood.contact()
 
     @property
@@ -418,7 +432,18 @@ class Node:
         if not addresses:  # nothing but loopback
             addresses = [(_WILDCARDS.get(host, host), port) for host, port in listening]
         transports = sorted(set(self._config.transports))
-        return [Candidate(transport, host, port) for host, port in addresses for transport in transports]
+        found = [Candidate(transport, host, port) for host, port in addresses for transport in transports]
+        return [*found, *(self._mappings.candidates if self._mappings is not None else ())]
+
+    def _outside_hosts(self) -> set[str]:
+        """Our outside hosts, as the rendezvous nodes that we have named see them."""
+        assert self._neighbourhood is not None
+        return {candidate.host for candidate in self._neighbourhood.signalling.reflexive}
+
+    def _addresses_changed(self) -> None:
+        """A router maps a port for us, or does so no more."""
+        assert self._core is not None
+        self._core.stats.count("addresses.changed")
 
     def _remember(self, peer: PeerId, candidates: tuple[Candidate, ...]) -> None:
         """Keep where a peer was said to be, for dialling it again."""
