@@ -23,6 +23,7 @@ def frame_seeds() -> list[bytes]:
         frames.serialize_ack(7),
         frames.serialize_credit(4, 1 << 20),
         frames.serialize_stream_credit(2, 1 << 20),
+        frames.serialize_max_streams(20),
         frames.serialize_ping(1),
         frames.serialize_pong(1),
         frames.serialize_gone(bytes(16), 1),

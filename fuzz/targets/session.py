@@ -299,8 +299,7 @@ def _send(pair: Pair, side: Side, how: int) -> None:
 
 
 def _open(pair: Pair, side: Side, how: int) -> None:
-    ours = sum(1 for stream in side.session.streams.table.by_id.values() if stream.id & 1 == side.side)
-    if side.session.state is SessionState.OPEN and ours < LIMITS.max_streams:
+    if side.session.state is SessionState.OPEN and side.session.streams.table.may_open:
         stream = side.session.streams.open("s", how & 7)
         side.streams[stream.id] = stream
         side.written[stream.id] = bytearray()

@@ -225,3 +225,24 @@ async def test_two_hundred_at_once() -> None:
         assert all(await soon(asyncio.gather(*(ask(n) for n in range(200)))))
         await soon(echoing)
         await eventually(lambda: not ours.session.streams.table.by_id and not theirs.session.streams.table.by_id)
+
+
+async def test_opening_waits_for_the_peer_to_take_more() -> None:
+    async with joined({}, {"max_streams": 3}) as (_, _, ours, theirs):
+        first = [await soon(ours.open_stream(f"{n}")) for n in range(3)]
+        waiting = asyncio.create_task(ours.open_stream("late"))
+        given_up = asyncio.create_task(ours.open_stream("given up"))
+        accepted = aiter(theirs.streams())
+        others = [await soon(anext(accepted)) for _ in first]
+        for stream in (*first, *others):
+            stream.write(b"data")
+            stream.write_eof()
+        for stream in first:
+            assert await soon(stream.read()) == b"data"
+        await soon(ours.ping())
+        assert not waiting.done()  # both sides have said everything, but nobody has read there
+        given_up.cancel()
+        assert await soon(others[0].read()) == b"data"
+        late = await soon(waiting)
+        assert (await soon(anext(accepted))).name == late.name == "late"
+        late.reset()

@@ -35,6 +35,7 @@ examples = st.one_of(
     st.builds(lambda n: (frames.serialize_ack(n), frames.Ack(n)), numbers),
     st.builds(lambda p, n: (frames.serialize_credit(p, n), frames.Credit(p, n)), priorities, numbers),
     st.builds(lambda s, n: (frames.serialize_stream_credit(s, n), frames.StreamCredit(s, n)), numbers, numbers),
+    st.builds(lambda n: (frames.serialize_max_streams(n), frames.MaxStreams(n)), numbers),
     st.builds(lambda n: (frames.serialize_ping(n), frames.Ping(n)), numbers),
     st.builds(lambda n: (frames.serialize_pong(n), frames.Pong(n)), numbers),
     st.builds(lambda d: (frames.serialize_datagram(d), frames.Datagram(d)), small),

@@ -93,7 +93,8 @@ class Sessions(RuleBasedStateMachine):
     @rule(side=sides, priority=st.sampled_from(Priority))
     def open_stream(self, side: int, priority: Priority) -> None:
         peer = self.pair.peers[side]
-        if len(self.streams) < 6 and peer.ended is None and not self.closed:
+        may = peer.ended is None and not self.closed and peer.session.streams.table.may_open
+        if len(self.streams) < 6 and may:
             state = peer.session.streams.open("s", priority)
             self.streams.append((side, state))
             self.written[side, state.id] = bytearray()

@@ -312,16 +312,21 @@ class Connection:
     # --- streams -------------------------------------------------------------------------------------------------
 
     async def open_stream(self, name: str = "", *, priority: Priority = Priority.NORMAL) -> Stream:
-        """Open a stream; the peer finds it in `streams()`.
+        """Open a stream; the peer finds it in `streams()`. Waits while as many are open as the peer takes.
 
         Args:
             name: up to 255 bytes of UTF-8, for the peer to know what it is for.
             priority: among the connection's messages and streams.
 
         Raises:
+            LocalProtocolError: the name is too long.
             ConnectionClosed, PeerLost: the connection has ended.
+            CancelledError: while waiting; no stream was opened.
         """
         self.session.check_open()
+        while not self.session.streams.table.may_open:
+            await self._wait()
+            self.session.check_open()
         stream = self._add_stream(self.session.streams.open(name, Priority(priority)))
         self._schedule_pump()
         return stream

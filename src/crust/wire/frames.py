@@ -29,6 +29,7 @@ __all__ = [
     "Frame",
     "Gone",
     "Hello",
+    "MaxStreams",
     "Messages",
     "NumberedFrame",
     "PathClose",
@@ -53,6 +54,7 @@ __all__ = [
     "serialize_fragment",
     "serialize_gone",
     "serialize_hello",
+    "serialize_max_streams",
     "serialize_messages",
     "serialize_padding",
     "serialize_path_close",
@@ -76,7 +78,8 @@ RECORD_LIMIT: Final = 65536
 INLINE_LIMIT: Final = 16384
 """Fragments and chunks up to this size travel inside the control record: copying them is cheaper than a record."""
 
-_PADDING, _HELLO, _ACK, _CREDIT, _STREAM_CREDIT, _PING, _PONG, _GONE, _PATH_CLOSE, _DATAGRAM, _PATH_SERVICE = range(11)
+_PADDING, _HELLO, _ACK, _CREDIT, _STREAM_CREDIT, _PING, _PONG, _GONE, _PATH_CLOSE = range(9)
+_DATAGRAM, _PATH_SERVICE, _MAX_STREAMS = range(9, 12)
 _MESSAGES, _FRAGMENT, _ABORT, _STREAM_OPEN, _STREAM_DATA = range(0x10, 0x15)
 _STREAM_FIN, _STREAM_RESET, _STREAM_STOP, _CLOSE, _SEED, _SIGNATURE, _SERVICE = range(0x15, 0x1C)
 
@@ -137,6 +140,12 @@ class StreamCredit(msgspec.Struct, frozen=True, gc=False):
     """A stream may carry up to `limit` bytes, counted from its start."""
 
     stream: int
+    limit: int
+
+
+class MaxStreams(msgspec.Struct, frozen=True, gc=False):
+    """The receiver of this may open `limit` streams, counted from the start of the session."""
+
     limit: int
 
 
@@ -281,7 +290,20 @@ NumberedFrame = (
     | Signature
     | Service
 )
-Frame = Hello | Ack | Credit | StreamCredit | Ping | Pong | Gone | PathClose | Datagram | PathService | NumberedFrame
+Frame = (
+    Hello
+    | Ack
+    | Credit
+    | StreamCredit
+    | MaxStreams
+    | Ping
+    | Pong
+    | Gone
+    | PathClose
+    | Datagram
+    | PathService
+    | NumberedFrame
+)
 
 
 # --- bytes out ---------------------------------------------------------------------------------------------------
@@ -312,6 +334,11 @@ def serialize_credit(priority: int, limit: int) -> bytes:
 def serialize_stream_credit(stream: int, limit: int) -> bytes:
     """A STREAM_CREDIT frame."""
     return _STREAM_CREDIT_BODY.pack(_STREAM_CREDIT, stream, limit)
+
+
+def serialize_max_streams(limit: int) -> bytes:
+    """A MAX_STREAMS frame."""
+    return _ACK_BODY.pack(_MAX_STREAMS, limit)
 
 
 def serialize_ping(token: int) -> bytes:
@@ -476,6 +503,10 @@ def _parse_stream_credit(cursor: _Cursor) -> StreamCredit:
     return StreamCredit(*cursor.unpack(_STREAM_CREDIT_BODY)[1:])
 
 
+def _parse_max_streams(cursor: _Cursor) -> MaxStreams:
+    return MaxStreams(cursor.unpack(_ACK_BODY)[1])
+
+
 def _parse_ping(cursor: _Cursor) -> Ping:
     return Ping(cursor.unpack(_ACK_BODY)[1])
 
@@ -582,6 +613,7 @@ _PARSERS: Final[dict[int, Callable[[_Cursor], Frame | None]]] = {
     _ACK: _parse_ack,
     _CREDIT: _parse_credit,
     _STREAM_CREDIT: _parse_stream_credit,
+    _MAX_STREAMS: _parse_max_streams,
     _PING: _parse_ping,
     _PONG: _parse_pong,
     _GONE: _parse_gone,

@@ -322,6 +322,9 @@ class Session:
         padding = frames.serialize_padding(1 + self._random(1)[0] % _FIRST_FLIGHT_PADDING)
         group = GroupBuilder()
         group.add(frames.serialize_hello(hello))
+        # What the active path is told is repeated on its successor; what another carries may be lost with it.
+        table = self.streams.table
+        group.add(frames.serialize_max_streams(table.grant() if path is self._active else table.granted))
         group.add(padding)
         return group.finish()
 
@@ -337,7 +340,7 @@ class Session:
             self.more = True
         if path.resend is None:
             outbox.fill(group, now)
-            self.more = self.more or outbox.is_full(group)
+            self.more = self.more or outbox.is_full(group) or self.streams.table.grant_due
             if self._datagrams:
                 self._fill_datagrams(group)
                 self.more = self.more or bool(self._datagrams)
@@ -511,6 +514,9 @@ class Session:
 
     def _on_stream_credit(self, path: _Path, frame: frames.StreamCredit, now: float) -> None:
         self.streams.credit_raised(frame)
+
+    def _on_max_streams(self, path: _Path, frame: frames.MaxStreams, now: float) -> None:
+        self.streams.max_streams_raised(frame)
 
     def _on_ping(self, path: _Path, frame: frames.Ping, now: float) -> None:
         if len(path.control) < CONTROL_WAITING:  # a peer that floods PINGs and reads nothing gets no memory
@@ -764,6 +770,7 @@ _UNNUMBERED: Final[dict[type, Callable[[Session, _Path, Any, float], None]]] = {
     frames.Ack: Session._on_ack,
     frames.Credit: Session._on_credit,
     frames.StreamCredit: Session._on_stream_credit,
+    frames.MaxStreams: Session._on_max_streams,
     frames.Ping: Session._on_ping,
     frames.Pong: Session._on_pong,
     frames.PathClose: Session._on_path_close,

@@ -38,13 +38,13 @@ class StreamMultiplexer:
         """A new stream; the peer learns of it at the next write.
 
         Raises:
-            LocalProtocolError: a name over 255 bytes, or too many streams are open.
+            LocalProtocolError: a name over 255 bytes, or the peer takes no more streams at present.
         """
         encoded = name.encode()
         if len(encoded) > 255:
             raise LocalProtocolError("a stream's name has at most 255 bytes")
-        if self.table.local_open >= self.table.most:
-            raise LocalProtocolError(f"{self.table.most} streams are open, which is the most that a peer takes")
+        if not self.table.may_open:
+            raise LocalProtocolError("as many streams are open as the peer takes")
         stream = self.table.open_local(name, priority)
         # Before all data: openings keep the order of their numbers, whatever the priorities.
         self._outbox.queue_control(lambda n: frames.serialize_stream_open(n, stream.id, stream.priority, encoded))
@@ -93,7 +93,7 @@ class StreamMultiplexer:
         self.table.forget_if_finished(stream)
         window = self.table.window
         if stream.remote_end or stream.consumed + window - stream.granted < window >> 2:
-            return False
+            return self.table.grant_due
         stream.granted = stream.consumed + window
         self._credits[stream] = None
         return True
@@ -102,12 +102,15 @@ class StreamMultiplexer:
 
     def write_credits(self, group: GroupBuilder) -> None:
         """Put the credit that is due into a group, as far as there is room."""
+        if self.table.grant_due:
+            group.add(frames.serialize_max_streams(self.table.grant()))
         while self._credits and group.room > frames.INLINE_LIMIT:
             stream, _ = self._credits.popitem()
             group.add(frames.serialize_stream_credit(stream.id, stream.granted))
 
     def repeat_credits(self) -> None:
-        """Tell a new path all credit that is not told by HELLO."""
+        """Tell a new active path all credit that was raised since the session's start."""
+        self.table.grant_due = self.table.told > self.table.most
         self._credits.update((s, None) for s in self.table.by_id.values() if s.granted != self.table.window)
 
     def credit_raised(self, frame: frames.StreamCredit) -> None:
@@ -116,6 +119,10 @@ class StreamMultiplexer:
         if stream is not None and frame.limit > stream.credit:
             stream.credit = frame.limit
             self._outbox.queue_stream(stream)
+
+    def max_streams_raised(self, frame: frames.MaxStreams) -> None:
+        """The peer takes more streams; a lower number than before is an old one."""
+        self.table.allowed = max(self.table.allowed, frame.limit)
 
     def learn_window(self, window: int) -> None:
         """The peer's HELLO told the window of its streams."""

@@ -2,6 +2,9 @@
 
 A stream is opened by either side; its identifier carries the opener in the lowest bit. Each half ends by itself: with
 FIN when all was written, with RESET when it is given up. Credit is absolute: bytes from the stream's start.
+
+How many streams may be opened is credit, too (as MAX_STREAMS of RFC 9000 §19.11): the acceptor tells a number that only
+grows. The opener cannot tell by itself when a stream is over for the acceptor, whose application may have to read yet.
 """
 
 from __future__ import annotations
@@ -12,10 +15,13 @@ from typing import Final
 
 from crust.errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["INITIAL_STREAM_CREDIT", "Half", "HalfInput", "StreamState", "StreamTable"]
+__all__ = ["INITIAL_STREAMS", "INITIAL_STREAM_CREDIT", "Half", "HalfInput", "StreamState", "StreamTable"]
 
 INITIAL_STREAM_CREDIT: Final = 64 * 1024
 """Bytes that a stream may carry before the peer's HELLO told its window."""
+
+INITIAL_STREAMS: Final = 1
+"""Streams that each side may open before the peer's MAX_STREAMS came: the least that can be configured."""
 
 
 class Half(enum.Enum):
@@ -139,7 +145,19 @@ class StreamTable:
         most: streams that the peer may have open at once.
     """
 
-    __slots__ = ("by_id", "most", "next_local", "next_remote", "peer_window", "remote_open", "side", "window")
+    __slots__ = (
+        "allowed",
+        "by_id",
+        "grant_due",
+        "most",
+        "next_local",
+        "next_remote",
+        "peer_window",
+        "remote_open",
+        "side",
+        "told",
+        "window",
+    )
 
     def __init__(self, side: int, window: int, most: int) -> None:
         self.side = side
@@ -150,6 +168,9 @@ class StreamTable:
         self.next_local = side
         self.next_remote = 1 - side
         self.remote_open = 0
+        self.allowed = INITIAL_STREAMS  # by the peer, from the session's start
+        self.told = INITIAL_STREAMS  # to the peer
+        self.grant_due = False  # enough streams are over to tell the peer of it
 
     def open_local(self, name: str, priority: int) -> StreamState:
         """A new stream of ours."""
@@ -158,9 +179,20 @@ class StreamTable:
         return self._add(stream)
 
     @property
-    def local_open(self) -> int:
-        """Streams of ours that are not over; both sides are taken to have the same limit."""
-        return len(self.by_id) - self.remote_open
+    def may_open(self) -> bool:
+        """Whether the peer takes another stream of ours."""
+        return self.next_local >> 1 < self.allowed
+
+    @property
+    def granted(self) -> int:
+        """How many streams the peer may open, from the session's start: never less than what it was told."""
+        return (self.next_remote >> 1) - self.remote_open + self.most
+
+    def grant(self) -> int:
+        """Take note that the peer is told the number that `granted` gives."""
+        self.told = self.granted
+        self.grant_due = False
+        return self.told
 
     def open_remote(self, stream_id: int, name: str, priority: int) -> StreamState:
         """A new stream of the peer's.
@@ -199,6 +231,8 @@ class StreamTable:
         """Drop a stream of which both halves are over."""
         if stream.finished and self.by_id.pop(stream.id, None) is not None and stream.id & 1 != self.side:
             self.remote_open -= 1
+            # Not each stream is worth a frame.
+            self.grant_due = self.granted - self.told >= max(1, self.most >> 2)
 
     def learn_window(self, window: int) -> list[StreamState]:
         """Raise every stream's credit to the window that the peer's HELLO told; returns those that may now go on."""

@@ -174,7 +174,7 @@ class TestHello:
         assert isinstance(first, frames.Hello)
         assert first.nonce == pair.a.session.nonce
         assert first.your_nonce == NO_NONCE
-        assert not others
+        assert others == [frames.MaxStreams(1024)]
 
     def test_has_a_random_length(self) -> None:
         lengths = set()

@@ -105,6 +105,8 @@ class TestPeersFrames:
         streams.learn_window(300_000)
         streams.learn_window(1)
         assert state.credit == 300_000
+        streams.max_streams_raised(frames.MaxStreams(2))
+        streams.max_streams_raised(frames.MaxStreams(1))
         assert streams.open("later", 4).credit == 300_000
 
 

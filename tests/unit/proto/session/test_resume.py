@@ -239,6 +239,7 @@ def test_old_acknowledgement_on_a_slow_path() -> None:
 def test_streams_go_on() -> None:
     pair = Pair()
     pair.add_path(delay=0.02, rate=2e6)
+    pair.run(0.1)
     streams = [pair.a.session.streams.open(f"{n}", Priority(n % 8)) for n in range(10)]
     data = [bytes([n]) * 300_000 for n in range(10)]
     for stream, content in zip(streams, data, strict=True):

@@ -334,18 +334,89 @@ def test_a_thousand_streams() -> None:
     assert [reader.read(state.id) for state in states] == [b"%d" % n * 50 for n in range(1000)]
 
 
-def test_more_than_the_peer_allows() -> None:
-    pair = Pair(configs=(Config(), Config(max_streams=5)))
-    pair.add_path()
-    for _ in range(6):
-        open_stream(pair)
-    pair.run(0.1)
-    assert "more than 5 streams" in str(pair.b.broken[0])
+class TestHowMany:
+    """The peer tells how many streams may be opened; the opener never has to guess what is over there."""
 
+    def open_all(self, pair: Pair) -> list[StreamState]:
+        opened = []
+        while pair.a.session.streams.table.may_open:
+            opened.append(open_stream(pair))
+        return opened
 
-def test_more_than_we_allow_ourselves() -> None:
-    pair, _ = joined(max_streams=5)
-    for _ in range(5):
-        open_stream(pair)
-    with pytest.raises(LocalProtocolError, match="5 streams"):
-        open_stream(pair)
+    def test_as_many_as_the_peer_says_though_we_take_more(self) -> None:
+        pair = Pair(configs=(Config(), Config(max_streams=5)))
+        pair.add_path()
+        pair.run(0.1)
+        assert len(self.open_all(pair)) == 5
+        with pytest.raises(LocalProtocolError, match="as many streams"):
+            open_stream(pair)
+        pair.run(0.1)
+        assert pair.b.session.streams.table.remote_open == 5
+        assert not pair.b.broken
+
+    def test_one_before_the_peer_has_said_anything(self) -> None:
+        pair = Pair()
+        pair.add_path()
+        assert len(self.open_all(pair)) == 1
+        pair.run(0.1)
+        assert len(self.open_all(pair)) == 1023
+
+    def test_more_ends_the_session(self) -> None:
+        pair, _ = joined(max_streams=5)
+        pair.a.session.streams.table.allowed = 6
+        assert len(self.open_all(pair)) == 6
+        pair.run(0.1)
+        assert "more than 5 streams" in str(pair.b.broken[0])
+
+    def end_both(self, pair: Pair, reader: Reader, states: list[StreamState]) -> None:
+        for state in states:
+            write(pair, state, b"data")
+            pair.a.session.streams.end(state)
+        pair.run(0.1)
+        reader.look()
+        for state in states:
+            pair.b.session.streams.end(reader.states[state.id])
+        pair.run(0.1)
+
+    def test_a_stream_that_was_not_read_is_open_for_the_acceptor(self) -> None:
+        """The opener has seen both ends and forgotten it: so it must not count by itself."""
+        pair, reader = joined(max_streams=5)
+        states = self.open_all(pair)
+        self.end_both(pair, reader, states)
+        assert not pair.a.session.streams.table.by_id
+        assert not pair.a.session.streams.table.may_open
+        reader.read(states[0].id)
+        pair.run(0.1)
+        assert len(self.open_all(pair)) == 1
+        pair.run(0.1)
+        assert not pair.b.broken
+
+    def test_any_number_one_after_the_other(self) -> None:
+        pair, reader = joined(max_streams=5)
+        for _ in range(20):
+            states = self.open_all(pair)
+            assert states
+            self.end_both(pair, reader, states)
+            for state in states:
+                reader.read(state.id)
+            pair.run(0.1)
+        assert not pair.b.broken
+        assert pair.b.session.streams.table.remote_open == 0
+
+    def test_it_is_told_again_when_the_path_was_lost(self) -> None:
+        pair, reader = joined(max_streams=4)
+        standby = pair.add_path(delay=0.001)
+        pair.run(0.1)
+        states = self.open_all(pair)
+        self.end_both(pair, reader, states)
+        for lane in pair.links[0].lanes:
+            lane.lossy = True
+        for state in states:
+            reader.read(state.id)
+        pair.run(0.1)
+        assert pair.b.session.streams.table.told == 8
+        assert not pair.a.session.streams.table.may_open
+        pair.kill(pair.links[0])
+        pair.run(0.1)
+        assert pair.b.session.active_path == standby.id
+        assert len(self.open_all(pair)) == 4
