@@ -237,11 +237,14 @@ class Pair:
             if not self.paths:
                 self.add_path()
             self.write()
-            moved = [self.carry(path, side, 1000) for path in self.paths.copy() for side in self.sides]
+            for path in self.paths.copy():
+                for side in self.sides:
+                    self.carry(path, side, 1000)
             for side in self.sides:
                 self.take(side)
-            self.tick(0.06)
-            if not any(moved) and not any(side.session.outbox.has_work() for side in self.sides):
+            self.tick(0.06)  # what was taken may be credit that is written only now
+            under_way = any(queue for side in self.sides for queue in side.wire.values())
+            if not under_way and not any(side.session.outbox.has_work() for side in self.sides):
                 return
 
     def check(self) -> None:

@@ -105,6 +105,29 @@ class TestClose:
         async for _ in events:  # type: ignore[attr-defined]
             pass
 
+    async def test_that_takes_too_long_tells_the_peer(self) -> None:
+        limits = {"receive_window_bytes": 256 * KIB, "close_timeout": 0.5}
+        async with nothing_left(), joined(limits, limits) as (_, _, ours, theirs):
+            for _ in range(10):
+                await soon(ours.send(bytes(100 * KIB)))
+            await soon(ours.close())
+            assert isinstance(ours.session.ended, crust.PeerLost)
+            assert isinstance(await soon(theirs.wait_ended()), crust.PeerLost)
+            for _ in range(theirs.stats["messages_received"]):  # type: ignore[arg-type]
+                assert len((await soon(theirs.receive())).data) == 100 * KIB
+
+    async def test_delivers_streams_that_need_credit(self) -> None:
+        limits = {"stream_window_bytes": 64 * KIB}
+        async with nothing_left(), joined(limits, limits) as (_, _, ours, theirs):
+            stream = await soon(ours.open_stream("s"))
+            stream.write(bytes(1_000_000))
+            stream.write_eof()
+            closing = asyncio.create_task(ours.close())
+            other = await soon(anext(aiter(theirs.streams())))
+            assert len(await soon(other.read())) == 1_000_000
+            await soon(closing)
+            assert isinstance(await soon(theirs.wait_ended()), crust.ConnectionClosed)
+
     async def test_twice(self) -> None:
         async with joined() as (alice, _, ours, _):
             await soon(asyncio.gather(ours.close(), ours.close()))

@@ -191,6 +191,7 @@ class Session:
         self._datagrams: deque[bytes] | None = None  # made when needed: an empty deque takes 760 bytes
         self._datagram_bytes = 0
         self._close_latest = 0.0
+        self._gave_up = False
         self._timers.set(Timer.RESUME, now + limits.resume_timeout)
 
     # --- paths ---------------------------------------------------------------------------------------------------
@@ -425,7 +426,7 @@ class Session:
         for ordered in self.inbox.accept(frame):  # type: ignore[arg-type]
             if self.remote_closed:
                 raise RemoteProtocolError("frames after CLOSE")
-            if self.state is SessionState.CLOSING:
+            if self.state is SessionState.CLOSING and not self._gave_up:
                 # What the peer had queued still comes; it must only not take for ever.
                 self._timers.set(Timer.CLOSE, min(now + self._limits.close_timeout, self._close_latest))
             self.delivery.take(ordered, now)
@@ -478,7 +479,8 @@ class Session:
         """The peer has no session of the nonce that our HELLO called its own (PROTOCOL 10)."""
         if frame.nonce != self.remote_nonce:
             return
-        if any(p.heard_hello and not p.suspect for p in self._paths.values() if p is not path):
+        others = any(p.heard_hello and not p.suspect for p in self._paths.values() if p is not path)
+        if others and not path.heard_hello:
             # Another program with the peer's identity: the session's own peer is there.
             self._events.append(PathDead(path.id, "leads to another instance of the peer"))
             return
@@ -502,7 +504,7 @@ class Session:
         close_number = self.outbox.close_number
         if close_number is not None and next_expected > close_number and self.remote_closed:
             self._end_after_writing(now)
-        elif self.state is SessionState.CLOSING:
+        elif self.state is SessionState.CLOSING and not self._gave_up:
             self._timers.set(Timer.CLOSE, now + self._limits.close_timeout)
 
     def _arm_stall(self, now: float) -> None:
@@ -550,6 +552,7 @@ class Session:
     def _on_close(self, now: float) -> None:
         """The peer's last frame was delivered."""
         self.remote_closed = True
+        self.outbox.patient = False
         self._ack_due = True
         self.streams.all_changed()
         if self.state is SessionState.OPEN:
@@ -697,7 +700,7 @@ class Session:
             elif name is Timer.STALL:
                 self._stalled(now)
             elif name is Timer.CLOSE:
-                self._close_overdue()
+                self._close_overdue(now)
             elif name is Timer.EXPIRY:
                 if (again := self.outbox.drop_expired(now)) is not None:
                     self._timers.set(Timer.EXPIRY, again)
@@ -752,9 +755,15 @@ class Session:
         elif path.probed_at is not None and path.last_heard <= path.probed_at:
             self._events.append(PathDead(path_id, "no sign of life"))
 
-    def _close_overdue(self) -> None:
+    def _close_overdue(self, now: float) -> None:
         if self.remote_closed and not self.outbox.owes():
             self._end(ConnectionClosed("the connection is closed"))
+        elif self._paths and not self._gave_up:
+            # Whether it reads or not, the peer need not wait for us: one more write, then the end.
+            self._gave_up = True
+            for path in self._paths.values():
+                path.control.append(frames.serialize_gone(self.nonce, 0))
+            self._end_after_writing(now)
         else:
             self._end(PeerLost(None, "the peer did not confirm the end of the connection in time"))
 

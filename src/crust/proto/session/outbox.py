@@ -132,6 +132,7 @@ class Outbox:
         "expiring",
         "messages_sent",
         "next_number",
+        "patient",
         "queued_bytes",
         "queued_count",
         "queued_total",
@@ -173,6 +174,7 @@ class Outbox:
         self.retained_bytes = 0
         self.close_code: int | None = None
         self.close_number: int | None = None
+        self.patient = True  # CLOSE waits for streams that need credit
         self.expired = 0
         self.expiring = 0  # queued messages that have a deadline
         self.signatures = 0
@@ -198,11 +200,12 @@ class Outbox:
 
     def queue_control(self, serialize: Callable[[int], bytes]) -> None:
         """Queue a numbered frame that goes before all data; `serialize` is given its number."""
-        self._control.append(serialize)
+        if self.close_number is None:
+            self._control.append(serialize)
 
     def queue_stream(self, stream: StreamState) -> None:
         """Give a stream its turn among those of its priority, if it has something to write."""
-        if not stream.queued and stream.has_work():
+        if not stream.queued and self.close_number is None and stream.has_work():
             stream.queued = True
             round_ = self._rounds[stream.priority]
             if round_ is None:
@@ -223,11 +226,21 @@ class Outbox:
         """Whether anything is queued that was never written."""
         return bool(self._control or self._bits or (self.close_code is not None and self.close_number is None))
 
+    def _waits(self) -> bool:
+        """Whether CLOSE has to wait for something queued, or for a stream that needs credit.
+
+        A stream that its reader has stopped holds nothing; a peer that has closed by itself gives no more credit.
+        """
+        if self._control or self._bits:
+            return True
+        return self.patient and any(stream.pending_bytes for stream in self._streams.by_id.values())
+
     def owes(self) -> bool:
         """Whether the peer lacks anything but our CLOSE."""
-        end = self.next_number if self.close_number is None else self.close_number
+        if self.close_number is not None:
+            return self.acked < self.close_number
         unsigned = self.signer is not None and self.signer.unsigned_units
-        return bool(self._control or self._bits or self.acked < end or unsigned)
+        return bool(self.acked < self.next_number or unsigned or self._waits())
 
     def unacknowledged(self) -> deque[Sent]:
         """A copy of what was written and not acknowledged, in order."""
@@ -265,7 +278,7 @@ class Outbox:
     def fill(self, group: GroupBuilder, now: float) -> None:
         """Write new frames into a group until it is full or nothing may be written."""
         if self.close_number is not None:
-            return  # CLOSE was the last frame: the end of a stream that the peer has stopped is moot
+            return  # CLOSE was the last frame
         while self._control and group.room > _CONTROL_FRAME:
             self._write(group, self._control.pop(0)(self.next_number), None, 0)
         signer = self.signer
@@ -279,7 +292,7 @@ class Outbox:
                 waiting ^= bit
                 if not (self._queues[priority] or self._large[priority] or self._rounds[priority]):
                     self._bits &= ~bit
-        if self.close_code is not None and self.close_number is None and not self._control and not self._bits:
+        if self.close_code is not None and not self._waits():
             if signer is not None and signer.unsigned_units:
                 if not self.session_known:
                     return

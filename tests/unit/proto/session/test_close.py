@@ -165,6 +165,8 @@ class TestTime:
         assert pair.clock.now - start <= 4
         assert isinstance(pair.a.ended, PeerLost)
         assert "confirm" in str(pair.a.ended)
+        pair.run(0.1)
+        assert isinstance(pair.b.ended, PeerLost)  # it is told, and need not wait for us
 
     def test_a_dead_path(self) -> None:
         pair, link = joined(close_timeout=3)
@@ -266,3 +268,73 @@ class TestStates:
         assert pair.a.ended is error
         assert pair.a.count(SessionEnded) == 1
         assert link.lanes[0].carried == carried
+
+
+class TestStreams:
+    def read(self, pair: Pair, got: bytearray) -> None:
+        for state in pair.b.session.streams.table.by_id.values():
+            while state.chunks:
+                chunk = state.chunks.popleft()
+                state.ready_bytes -= len(chunk)
+                got += chunk
+                pair.b.session.streams.consume(state, len(chunk))
+
+    def test_what_was_written_is_delivered_though_it_needs_credit(self) -> None:
+        pair, _ = joined(stream_window_bytes=64 * KIB)
+        stream = pair.a.session.streams.open("s", Priority.NORMAL)
+        pair.a.session.streams.write(stream, memoryview(bytes(1_000_000)))
+        pair.a.session.streams.end(stream)
+        pair.a.close()
+        got = bytearray()
+        for _ in range(200):
+            pair.run(0.05)
+            self.read(pair, got)
+        assert len(got) == 1_000_000
+        assert_closed(pair)
+
+    def test_a_reader_that_closes_the_connection_does_not_wait_for_it(self) -> None:
+        pair, _ = joined(stream_window_bytes=64 * KIB)
+        stream = pair.a.session.streams.open("s", Priority.NORMAL)
+        pair.a.session.streams.write(stream, memoryview(bytes(1_000_000)))
+        pair.run(0.5)
+        pair.b.close()
+        pair.run(1)
+        assert_closed(pair)
+
+    def test_a_reader_that_does_nothing_is_waited_for_only_so_long(self) -> None:
+        pair, _ = joined(stream_window_bytes=64 * KIB, close_timeout=3)
+        stream = pair.a.session.streams.open("s", Priority.NORMAL)
+        pair.a.session.streams.write(stream, memoryview(bytes(1_000_000)))
+        pair.a.close()
+        pair.run(4)
+        for peer in pair.peers:
+            assert isinstance(peer.ended, PeerLost)
+        assert "given this connection up" in str(pair.b.ended)
+
+    def test_a_reader_that_stops_does_not_keep_the_writer_from_closing(self) -> None:
+        pair, _ = joined(stream_window_bytes=64 * KIB)
+        stream = pair.a.session.streams.open("s", Priority.NORMAL)
+        pair.a.session.streams.write(stream, memoryview(bytes(1_000_000)))
+        pair.a.close()
+        pair.run(0.5)
+        assert pair.a.session.outbox.close_number is None
+        [other] = pair.b.session.streams.opened
+        pair.b.session.streams.stop(other)
+        pair.run(1)
+        assert_closed(pair)
+
+    def test_a_stop_that_crosses_the_close(self) -> None:
+        """The writer owes nobody the end of a stream that is not read: both ends are orderly."""
+        pair, link = joined()
+        stream = pair.a.session.streams.open("s", Priority.NORMAL)
+        pair.a.session.streams.write(stream, memoryview(bytes(10_000)))
+        pair.run(0.5)
+        [other] = pair.b.session.streams.opened
+        link.hold()
+        pair.b.session.streams.stop(other)
+        pair.b.session.streams.end(other)
+        pair.a.close()
+        pair.run(0.1)
+        link.hold(held=False)
+        pair.run(1)
+        assert_closed(pair)
