@@ -87,8 +87,9 @@ class InitiatorHandshake:
         self._to_send = envelope.request().seal(body)
         self._request_bytes = len(self._to_send)
         # What may come back, each with the sizes that it can have: nothing is longer than message 1.
-        self._response: SealedFrame | None = response_frame(self._suite, self._noise.chaining_key)
-        self._hint: SealedFrame | None = envelope.hint(self._to_send[-TAG_BYTES:])
+        self._answers = response_frame(self._suite, self._noise.chaining_key), envelope.hint(self._to_send[-TAG_BYTES:])
+        self._response: SealedFrame | None = self._answers[0]
+        self._hint: SealedFrame | None = self._answers[1]
 
     def data_to_send(self) -> bytes:
         """The first flight, once."""
@@ -126,6 +127,18 @@ class InitiatorHandshake:
             self._state = State.DONE
             self._buffer.clear()
         return result
+
+    def rewind(self) -> None:
+        """Forget what came, and wait anew: it was no answer, but the peer's own message 1 (`CrossingHandshake`).
+
+        Raises:
+            LocalProtocolError: the handshake is finished.
+        """
+        if self._state is State.DONE:
+            raise LocalProtocolError("the handshake is finished")
+        self._state, self._failure = State.WAITING, None
+        self._response, self._hint = self._answers
+        self._buffer.clear()
 
     def receive_eof(self) -> HandshakeFailed:
         """What an end of the stream at this point means. The caller raises it."""

@@ -104,6 +104,15 @@ class ResponderHandshake:
         """Whether to read on, throw everything away and close at a random moment (PROTOCOL 4)."""
         return self._state is State.DISCARDING
 
+    @property
+    def missing(self) -> int:
+        """How many bytes may be given without one that follows message 1 among them; 0 when it is whole."""
+        if self._state is not State.WAITING:
+            return 0
+        if self._frame is None:
+            return REQUEST_HEADER - len(self._buffer)
+        return REQUEST_HEADER + self._frame.sealed_bytes(self._buffer[SALT_BYTES:REQUEST_HEADER]) - len(self._buffer)
+
     def receive_data(self, data: bytes, now: float) -> Incoming1 | None:
         """Take bytes from a stranger. Whatever they are, no error comes of it.
 
