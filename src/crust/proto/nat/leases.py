@@ -235,6 +235,7 @@ class LeaseClient(ABC):
         self._probe_transmissions = 0
         self._recovered_at = float("-inf")
         self._restarted_at = float("-inf")
+        self._announced_at = float("-inf")
         self.answered = False
         """The router has sent something valid in this protocol."""
         self.unsupported = ""
@@ -430,8 +431,31 @@ class LeaseClient(ABC):
             else:
                 self._recover(now)
 
-    def _probe_answered(self) -> None:
+    def _outlives_router(self, epoch: int, now: float) -> bool:
+        """Whether we hold something for longer than the router says it has been up.
+
+        A router that comes back within two seconds of a short life passes the tests of the RFCs, which compare two
+        readings of its clock. The slack is theirs: a clock that is 1/16 slow (RFC 6887 §8.5), and whole seconds.
+        """
+        granted = min((m.granted_at for m in self._mappings.values() if m.lease is not None), default=now)
+        return (now - granted) * 15 / 16 > epoch + 1
+
+    def _probe_answered(self) -> bool:
+        """Whether somebody had asked."""
+        asked = Timer.PROBE in self._timers
         self._timers.clear(Timer.PROBE)
+        return asked
+
+    def _announced(self, now: float) -> None:
+        """The router speaks without being asked, as one that has just come up does: renew what we hold.
+
+        Its clock may not show that it restarted, if it had been up for a second or two only.
+        """
+        if now >= self._announced_at + RECOVERY_INTERVAL:
+            self._announced_at = now
+            for mapping in list(self._mappings.values()):
+                if mapping.state is MappingState.MAPPED and mapping.granted_at < now:
+                    self._step(mapping, MappingInput.DUE, now)
 
     # -- state ---------------------------------------------------------------------------------------------------
 

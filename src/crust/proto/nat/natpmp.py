@@ -69,19 +69,22 @@ class NatPmpClient(LeaseClient):
             self._error(response, now)
             return
         if isinstance(response, NatPmpAddressResponse):
-            self._address(response.host, now)
-        else:
-            mapping = self._match(response.opcode, response.internal_port)
-            if mapping is None:
-                self.ignored["not awaited"] += 1
-                return
-            self._granted(mapping, self.outside_host, response.external_port, response.lifetime, now)
+            asked = self._probe_answered()
+            self._address(response.host)
+            self._note_epoch(response.epoch, now)
+            if not asked:
+                self._announced(now)
+            return
+        mapping = self._match(response.opcode, response.internal_port)
+        if mapping is None:
+            self.ignored["not awaited"] += 1
+            return
+        self._granted(mapping, self.outside_host, response.external_port, response.lifetime, now)
         self._note_epoch(response.epoch, now)
 
-    def _address(self, host: str, now: float) -> None:
+    def _address(self, host: str) -> None:
         """The outside address: leases that were granted before it was known, or under another one, are told anew."""
         self.answered = True
-        self._probe_answered()
         if not is_outside(host):
             self.ignored["nonsense"] += 1
             return
@@ -118,3 +121,5 @@ class NatPmpClient(LeaseClient):
         before, self._epoch = self._epoch, (epoch, now)
         if before is not None and epoch + 2 < before[0] + (now - before[1]) * 7 / 8:
             self._restarted(f"its clock went from {before[0]} to {epoch} within {now - before[1]:.0f} s", now)
+        elif self._outlives_router(epoch, now):
+            self._restarted(f"it has been up for {epoch} s only", now)

@@ -86,10 +86,12 @@ class PcpClient(LeaseClient):
         if response.result == PcpResult.UNSUPP_VERSION:
             self._not_spoken("the router does not take PCP version 2", now)
         elif response.opcode == PcpOpcode.ANNOUNCE:
-            self._probe_answered()
+            asked = self._probe_answered()
             if response.result == PcpResult.SUCCESS:
                 self.answered = True
                 self._note_epoch(response.epoch, now)
+                if not asked:
+                    self._announced(now)
         elif response.opcode == PcpOpcode.MAP and response.result == PcpResult.UNSUPP_OPCODE:
             self._not_spoken("the router makes no mappings by PCP", now)
         elif response.mapping is None:
@@ -128,6 +130,8 @@ class PcpClient(LeaseClient):
             or server_delta + 2 < client_delta - client_delta / 16
         ):
             self._restarted(f"its clock went from {before[0]} to {epoch} within {client_delta:.0f} s", now)
+        elif self._outlives_router(epoch, now):
+            self._restarted(f"it has been up for {epoch} s only", now)
 
 
 def _explain(result: int) -> str:

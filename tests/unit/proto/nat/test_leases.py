@@ -171,6 +171,52 @@ def test_a_steady_router_is_not_thought_to_restart(make: type[LeaseClient]) -> N
 
 
 @CLIENTS
+def test_a_router_that_restarts_early_in_its_life(make: type[LeaseClient]) -> None:
+    """Its clock has not gone back by the 2 s that the RFCs look for; but it is younger than what it granted."""
+    client: LeaseClient = make()
+    router = Router(started_at=-0.5)
+    client.map("udp", 4000, 0.0)
+    run(client, router, 0.0, 0.0)
+    router.restart(1.6)
+    client.probe(1.8)
+    events = run(client, router, 1.8, 1.8)
+    assert any(isinstance(e, RouterRestarted) for e in events)
+    assert len(router.mappings) == 1
+
+
+@CLIENTS
+def test_an_announcement_has_leases_renewed_at_once(make: type[LeaseClient]) -> None:
+    """The clock of a router that restarts within its first second tells nothing."""
+    client: LeaseClient = make()
+    router = Router(started_at=0.0)
+    client.map("udp", 4000, 0.0)
+    run(client, router, 0.0, 0.0)
+    router.restart(0.3)
+    probe = PcpRequest("192.168.1.2", 0) if isinstance(client, PcpClient) else NatPmpAddressRequest()
+    data = serialize_pcp(probe) if isinstance(probe, PcpRequest) else serialize_natpmp(probe)
+    announcement = router.answer(data, 0.4) or b""
+    for now in (0.4, 0.5):
+        client.receive_datagrams([(announcement, SOURCE)], now)
+        assert not any(isinstance(e, LeaseLost) for e in run(client, router, now, now))
+        assert len(router.mappings) == 1
+    asked = len(router.requests)
+    client.receive_datagrams([(announcement, SOURCE)], 0.6)  # whoever sends them: we do not ask more often
+    run(client, router, 0.6, 0.6)
+    assert len(router.requests) == asked
+
+
+@CLIENTS
+def test_a_young_router_is_not_thought_to_restart(make: type[LeaseClient]) -> None:
+    client: LeaseClient = make()
+    router = Router(started_at=-0.01)
+    client.map("udp", 4000, 0.0)
+    for tenths in range(1, 100):
+        client.probe(tenths / 10)
+        events = run(client, router, tenths / 10, tenths / 10)
+        assert not any(isinstance(e, RouterRestarted | LeaseLost) for e in events)
+
+
+@CLIENTS
 def test_a_silent_router(make: type[LeaseClient]) -> None:
     client: LeaseClient = make()
     client.map("udp", 4000, 0.0)
