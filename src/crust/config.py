@@ -61,11 +61,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         signing: "on", "strict" (deliver only what is verified) or "off" (needs the same from the peer); True and
             False mean "on" and "off".
         relay: allow relayed paths.
+        direct: offer and dial the addresses of interfaces. Without it only mapped, punched and relayed paths are left
+            to peers; bootstrap nodes are dialled all the same.
         punch: allow hole punching.
         port_mapping: ask the router for a port mapping.
         lan: find peers on the local network.
         dht: publish and find addresses on the Mainline DHT.
         directory: URL of a shared directory, such as "redis://host/0"; None for none.
+        stun_servers: "HOST:PORT" of STUN servers to ask for our outside addresses, from the ports that we listen on.
+            Rendezvous nodes tell them too: these are for swapping contacts without any.
+        stun_service: "ADDR:PORT" to serve others' STUN clients on, over UDP and TCP; ports of their own. Of two
+            addresses of one family at one port the next port is used too, to tell clients their NAT's behaviour (RFC
+            5780).
         max_message_bytes: the largest message sent or taken; a message is held whole in memory.
         send_queue_bytes: unsent bytes held for each priority before `send` waits; a few round trips of a fast link.
         receive_window_bytes: received but unread bytes for each priority before the sender must stop; bounds
@@ -98,11 +105,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     bootstrap: list[str] = msgspec.field(default_factory=list)
     signing: SigningMode | bool = "on"
     relay: bool = True
+    direct: bool = True
     punch: bool = True
     port_mapping: bool = True
     lan: bool = True
     dht: bool = False
     directory: str | None = None
+    stun_servers: list[str] = msgspec.field(default_factory=list)
+    stun_service: list[str] = msgspec.field(default_factory=list)
 
     max_message_bytes: int = 64 * MIB
     send_queue_bytes: int = 4 * MIB
@@ -139,11 +149,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ConfigError("network_key: takes a text or bytes")
         if not self.transports or any(t not in ("tcp", "utp") for t in self.transports):
             raise ConfigError(f'transports: {self.transports!r}; give one or both of "tcp" and "utp"')
-        given: tuple[object, object] = (self.bootstrap, self.listen)
-        if any(isinstance(value, str) for value in given):
-            raise ConfigError('listen and bootstrap take a list of texts, such as ["0.0.0.0:4000"]')
-        for entry in self.listen or ():
-            parse_listen(entry)
+        for name in ("listen", "bootstrap", "stun_servers", "stun_service"):
+            if isinstance(getattr(self, name), str):
+                raise ConfigError(f'{name} takes a list of texts, such as ["0.0.0.0:4000"]')
+        for name in ("listen", "stun_servers", "stun_service"):
+            for entry in getattr(self, name) or ():
+                parse_listen(entry, name)
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
@@ -182,8 +193,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ConfigError(f"{source}: {error}") from error
 
 
-def parse_listen(entry: str) -> tuple[str, int]:
+def parse_listen(entry: str, name: str = "listen") -> tuple[str, int]:
     """Split "ADDR:PORT" or "[ADDR6]:PORT" into host and port (0 to 65535).
+
+    Args:
+        entry: the text.
+        name: the setting that has it.
 
     Raises:
         ConfigError: the text has another form.
@@ -194,5 +209,5 @@ def parse_listen(entry: str) -> tuple[str, int]:
     elif ":" in host:
         colon = ""
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f'listen: {entry!r} is not "ADDR:PORT" or "[ADDR6]:PORT"')
+        raise ConfigError(f'{name}: {entry!r} is not "ADDR:PORT" or "[ADDR6]:PORT"')
     return host, int(port)
