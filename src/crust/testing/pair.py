@@ -24,8 +24,9 @@ from crust.config import Config
 from crust.crypto.hashing import HashId
 from crust.crypto.keys import Identity
 from crust.errors import CrustError, RemoteProtocolError
-from crust.proto.session.engine import FlushMark, Session, SessionState
+from crust.proto.session.engine import Session, SessionState
 from crust.proto.session.events import PathDead, PathStalled, SessionEnded, SessionEvent
+from crust.proto.session.flush import FlushMark
 from crust.proto.session.limits import Limits
 from crust.proto.session.outbox import Group
 from crust.proto.session.signing import SigningPace

@@ -17,23 +17,24 @@ from crust.proto.session.delivery import Delivery
 from crust.proto.session.events import (
     DatagramReceived,
     PathDead,
-    PathStalled,
-    Ponged,
     ServiceReceived,
     SessionEnded,
     SessionEvent,
 )
+from crust.proto.session.flush import FlushMark
 from crust.proto.session.inbox import Inbox
 from crust.proto.session.limits import Limits
 from crust.proto.session.multiplexer import StreamMultiplexer
-from crust.proto.session.outbox import GROUP_PAYLOADS, PRIORITIES, Group, GroupBuilder, Outbox, Sent
-from crust.proto.session.streams import StreamState, StreamTable
+from crust.proto.session.outbox import PRIORITIES, Group, GroupBuilder, Outbox
+from crust.proto.session.paths import CONTROL_WAITING, SessionPath, SessionPaths
+from crust.proto.session.streams import StreamTable
 from crust.proto.session.terms import SigningTerms
+from crust.proto.session.timer import Timer
 from crust.proto.timers import TimerTable
 from crust.types import Priority
 from crust.wire import frames
 
-__all__ = ["NO_NONCE", "FlushMark", "Session", "SessionState", "Timer"]
+__all__ = ["NO_NONCE", "Session", "SessionState"]
 
 NO_NONCE: Final = bytes(16)
 
@@ -44,23 +45,11 @@ ACK_DELAY: Final = 0.05
 ACK_WITH_DATA: Final = 16 * 1024
 """So much is acknowledged when something is written anyway; for less it is not worth the peer's time."""
 
-SETTLE_DELAY: Final = 1.0
-
-CONTROL_WAITING: Final = 64
-"""Frames that wait for one path: a peer that asks for much and reads nothing gets no memory."""
-
 CLOSE_PATIENCE: Final = 10
 """How many times `close_timeout` a peer may go on sending after we have closed."""
 
 CONTROL_RESERVE: Final = 32 * 1024
 """Room in a group that these leave for numbered frames."""
-
-# PROTOCOL 16: data without progress for max(3 RTT, 500 ms) means a probe and another dial, at most once a second.
-STALL_LEAST: Final = 0.5
-STALL_AGAIN: Final = 1.0
-
-# RFC 6298 §2 smoothing, for a round trip measured by PING.
-_RTT_GAIN: Final = 0.125
 
 _FIRST_FLIGHT_PADDING: Final = 255
 _DATAGRAMS_QUEUED: Final = 1024 * 1024
@@ -76,67 +65,9 @@ class SessionState(enum.Enum):
     ENDED = "ended"
 
 
-class Timer(enum.IntEnum):
-    """What a session waits for. Integers, as they are looked up for each record."""
-
-    ACK = 1  # acknowledge what has come
-    STALL = 2  # data without progress: probe the path
-    HEARTBEAT = 3  # silence: ask for a sign of life
-    DEADLINE = 4  # no sign of life: the path is dead
-    CLOSE = 5  # the peer does not confirm our end
-    RESUME = 6  # no path: the peer does not come back
-    SIGN = 7  # a batch is due to be signed; the next write does it
-    EXPIRY = 8  # a queued message expires
-    CHECK = 9  # the peer has brought another path: does ours still answer?
-
-
-class _Path:
-    """A path as the session sees it."""
-
-    __slots__ = (
-        "burst",
-        "checking",
-        "control",
-        "heard_hello",
-        "hello_due",
-        "id",
-        "last_heard",
-        "probed_at",
-        "rank",
-        "resend",
-        "rtt",
-        "suspect",
-    )
-
-    def __init__(self, path_id: int, rank: int, now: float, rtt: float) -> None:
-        self.id = path_id
-        self.rank = rank
-        self.hello_due = True
-        self.heard_hello = False
-        self.control: list[bytes] = []
-        self.resend: deque[Sent] | None = None
-        self.last_heard = now
-        self.probed_at: float | None = None
-        self.rtt = rtt
-        self.suspect = False
-        self.checking = False
-        self.burst = 1  # payload records in a group: a slow path is acknowledged, and so seen to live, more often
-
-
 def _no_name(ours: bytes, theirs: bytes) -> bytes:
     """Without signatures nobody needs the session's name."""
     return b""
-
-
-class FlushMark:
-    """What had been queued when `flush` was called, and whether all of it is acknowledged yet."""
-
-    __slots__ = ("counts", "number", "streams")
-
-    def __init__(self, counts: list[int], streams: list[tuple[StreamState, int]]) -> None:
-        self.counts = counts
-        self.streams = streams
-        self.number: int | None = None
 
 
 class Session:
@@ -178,16 +109,13 @@ class Session:
         self._name = name
         self._limits = limits
         self._random = random
-        self._paths: dict[int, _Path] = {}
-        self._active: _Path | None = None
         self._timers: TimerTable[Timer | tuple[Timer, int]] = TimerTable()
         self._events: list[SessionEvent] = []
+        self._paths = SessionPaths(limits, self._timers, self._events, self.outbox, self._activated)
         self._ack_due = False
         self._ack_sent = 0
         self._unacked_bytes = 0
         self._ack_wanted = False
-        self._pings: dict[int, tuple[float, int | None]] = {}  # when sent, and on which path alone
-        self._next_token = 1
         self._datagrams: deque[bytes] | None = None  # made when needed: an empty deque takes 760 bytes
         self._datagram_bytes = 0
         self._close_latest = 0.0
@@ -205,29 +133,12 @@ class Session:
             now: monotonic seconds.
             rtt: a first guess of its round-trip time.
         """
-        path = self._paths[path_id] = _Path(path_id, rank, now, rtt)
-        # The first time early: it lets the front end give up what an idle path does not need.
-        self._timers.set((Timer.HEARTBEAT, path_id), now + min(self._limits.heartbeat, SETTLE_DELAY))
         self._timers.clear(Timer.RESUME)
-        # Nobody else can know a new session, so its first data need not wait for the answer.
-        path.heard_hello = False
-        self._choose_active(now)
+        self._paths.attach(path_id, rank, now, rtt)
 
     def detach(self, path_id: int, now: float) -> None:
         """Remove a path that has ended."""
-        path = self._paths.pop(path_id, None)
-        if path is None:
-            return
-        self._timers.clear((Timer.HEARTBEAT, path_id))
-        self._timers.clear((Timer.DEADLINE, path_id))
-        self._timers.clear((Timer.CHECK, path_id))
-        if self._active is path:
-            self._active = None
-            self._choose_active(now)
-            # What ended one path may have ended the others: do not wait for their heartbeat.
-            if (active := self.active_path) is not None:
-                self.probe(active, now)
-        if not self._paths and self.state is not SessionState.ENDED:
+        if self._paths.detach(path_id, now) and not self._paths.by_id and self.state is not SessionState.ENDED:
             if self.remote_closed and not self.outbox.owes():
                 # The peer said its last frame and has gone: nothing more can come, nor has to go.
                 self._end(ConnectionClosed("the peer has closed the connection"))
@@ -237,61 +148,52 @@ class Session:
     @property
     def path_ids(self) -> list[int]:
         """The attached paths."""
-        return list(self._paths)
+        return list(self._paths.by_id)
 
     @property
     def active_path(self) -> int | None:
         """The path that carries our data."""
-        return None if self._active is None else self._active.id
+        active = self._paths.active
+        return None if active is None else active.id
 
     def needs_path(self) -> bool:
         """Whether no attached path answers."""
-        return all(path.suspect for path in self._paths.values())
+        return all(path.suspect for path in self._paths.by_id.values())
 
     def confirmed(self, path_id: int) -> bool:
         """Whether the peer's HELLO has come over this path, and the path has answered since another came up."""
-        path = self._paths.get(path_id)
+        path = self._paths.by_id.get(path_id)
         return path is not None and path.heard_hello and not path.checking
 
     def path_rank(self, path_id: int) -> tuple[bool, int, int]:
         """What orders paths, the best first: whether it is silent, its rank, its age."""
-        path = self._paths[path_id]
+        path = self._paths.by_id[path_id]
         return path.suspect, path.rank, path.id
 
     def path_rtt(self, path_id: int) -> float:
         """The smoothed round-trip time of a path in seconds."""
-        return self._paths[path_id].rtt
+        return self._paths.by_id[path_id].rtt
 
-    def _choose_active(self, now: float) -> None:
-        """Select the best path that answers; a suspect one only when there is no other."""
-        best = min(
-            self._paths.values(),
-            key=lambda p: (p.suspect, not (p.heard_hello or self._is_new), p.rank, p.id),
-            default=None,
-        )
-        if best is self._active or best is None:
-            return
-        if self._active is not None and not best.heard_hello:
-            return  # an unconfirmed path never replaces one that works
-        self._active = best
-        best.resend = self.outbox.unacknowledged()
-        best.control.extend(frames.serialize_credit(p, self.inbox.granted(p)) for p in self.inbox.raised_credits())
+    def probe(self, path_id: int, now: float) -> None:
+        """Ask whether a path still answers; `PathDead` follows when it does not."""
+        self._paths.probe(path_id, now)
+
+    def close_path(self, path_id: int) -> None:
+        """Tell the peer that a path is surplus."""
+        self._paths.close_surplus(path_id)
+
+    def _activated(self, path: SessionPath) -> None:
+        """Another path carries our data: credit and acknowledgements that went over the last one may be lost."""
+        inbox = self.inbox
+        path.control.extend(frames.serialize_credit(p, inbox.granted(p)) for p in inbox.raised_credits())
         self.streams.repeat_credits()
-        for token, (sent_at, _) in self._pings.items():
-            best.control.append(frames.serialize_ping(token))
-            self._pings[token] = sent_at, None
-        self._ack_due = self._ack_due or self.inbox.expected > 0
-        self._arm_stall(now)
-
-    @property
-    def _is_new(self) -> bool:
-        return self.remote_nonce == NO_NONCE
+        self._ack_due = self._ack_due or inbox.expected > 0
 
     # --- bytes out -----------------------------------------------------------------------------------------------
 
     def next_group(self, path_id: int, now: float) -> Group | None:
         """The next control record and its payload records for a path; None when there is nothing to write."""
-        path = self._paths.get(path_id)
+        path = self._paths.by_id.get(path_id)
         if path is None:
             return None
         self.more = path.hello_due
@@ -306,11 +208,11 @@ class Session:
                 at += 1
             del control[:at]
             self.more = bool(control)
-        if path is self._active and (path.heard_hello or self._is_new):
+        if path is self._paths.active and self._paths.may_carry(path):
             self._fill_active(path, group, now)
         return group.finish()
 
-    def _hello_group(self, path: _Path) -> Group | None:
+    def _hello_group(self, path: SessionPath) -> Group | None:
         path.hello_due = False
         hello = frames.Hello(
             self.nonce,
@@ -325,11 +227,11 @@ class Session:
         group.add(frames.serialize_hello(hello))
         # What the active path is told is repeated on its successor; what another carries may be lost with it.
         table = self.streams.table
-        group.add(frames.serialize_max_streams(table.grant() if path is self._active else table.granted))
+        group.add(frames.serialize_max_streams(table.grant() if path is self._paths.active else table.granted))
         group.add(padding)
         return group.finish()
 
-    def _fill_active(self, path: _Path, group: GroupBuilder, now: float) -> None:
+    def _fill_active(self, path: SessionPath, group: GroupBuilder, now: float) -> None:
         inbox, outbox = self.inbox, self.outbox
         if inbox.credits_due:
             for priority in inbox.credits_due:
@@ -347,7 +249,7 @@ class Session:
                 self.more = self.more or bool(self._datagrams)
             if self._ack_wanted and outbox.retained_bytes and not outbox.has_queued():
                 self._ack_wanted = False
-                group.add(frames.serialize_ping(self._ping_token(path, now)))
+                group.add(frames.serialize_ping(self._paths.ping_token(path, now)))
         if self._ack_due or (group.pieces and self._unacked_bytes >= ACK_WITH_DATA):
             group.add(frames.serialize_ack(inbox.expected))
             self._ack_sent = inbox.expected
@@ -357,9 +259,9 @@ class Session:
         if outbox.signer is not None and (due := outbox.signer.next_timeout()) is not None:
             self._timers.set_if_unset(Timer.SIGN, due)
         if outbox.retained_bytes:
-            self._timers.set_if_unset(Timer.STALL, now + max(3 * path.rtt, STALL_LEAST))
+            self._timers.set_if_unset(Timer.STALL, now + path.patience)
 
-    def _resend(self, path: _Path, group: GroupBuilder) -> None:
+    def _resend(self, path: SessionPath, group: GroupBuilder) -> None:
         resend, acked = path.resend, self.outbox.acked
         assert resend is not None
         while resend:
@@ -385,22 +287,18 @@ class Session:
         """
         if self.state is SessionState.ENDED:
             return
-        path = self._paths[path_id]
-        path.last_heard = now
-        path.checking = False
+        path = self._paths.by_id[path_id]
         try:
+            self._paths.heard(path, now)
             size = len(control)
             for payload in payloads:
                 size += len(payload)
-            if path.suspect:
-                path.suspect = False
-                self._choose_active(now)
             numbered = False
             for frame in frames.parse_frames(control, payloads, start=1):
                 numbered = self._receive(path, frame, now) or numbered
             if numbered:
                 self._note_unacknowledged(size, now)
-                self._follow(path, now)
+                self._paths.follow(path, now)
             self.delivery.check_overdue(now)
         except RemoteProtocolError as error:
             lost = PeerLost(None, f"the peer broke the protocol: {error}", getattr(error, "proof", ()))
@@ -408,7 +306,7 @@ class Session:
             self._end(lost)
             raise
 
-    def _receive(self, path: _Path, frame: frames.Frame, now: float) -> bool:
+    def _receive(self, path: SessionPath, frame: frames.Frame, now: float) -> bool:
         """Take one frame; whether it is a numbered one."""
         kind = type(frame)
         if kind is frames.Hello:
@@ -432,19 +330,6 @@ class Session:
             self.delivery.take(ordered, now)
         return True
 
-    def _follow(self, path: _Path, now: float) -> None:
-        """The peer prefers another path than ours: if ours is silent, our acknowledgements may be lost on it."""
-        active = self._active
-        if active is not None and active is not path and now - active.last_heard >= max(3 * active.rtt, STALL_LEAST):
-            self._check(active, now)
-
-    def _check(self, path: _Path, now: float) -> None:
-        """Ask for an answer soon: the peer brings another path perhaps because this one is dead."""
-        if (Timer.CHECK, path.id) not in self._timers:
-            path.checking = True
-            path.control.append(frames.serialize_ping(self._ping_token(path, now)))
-            self._timers.set((Timer.CHECK, path.id), now + max(3 * path.rtt, STALL_LEAST))
-
     def _note_unacknowledged(self, size: int, now: float) -> None:
         self._unacked_bytes += size
         if self._unacked_bytes >= ACK_BYTES:
@@ -452,35 +337,32 @@ class Session:
         elif not self._ack_due:
             self._timers.set_if_unset(Timer.ACK, now + ACK_DELAY)
 
-    def _on_hello(self, path: _Path, frame: frames.Hello, now: float) -> None:
+    def _on_hello(self, path: SessionPath, frame: frames.Hello, now: float) -> None:
         if path.heard_hello:
             raise RemoteProtocolError("a second HELLO on a path")
         if frame.nonce == NO_NONCE or frame.your_nonce not in (NO_NONCE, self.nonce):
             raise RemoteProtocolError("HELLO names another session")
         if self.remote_nonce == NO_NONCE:
             self.remote_nonce = frame.nonce
+            self._paths.is_new = False
             self.outbox.learn_session(self._name(self.nonce, frame.nonce))
         elif self.remote_nonce != frame.nonce:
             raise RemoteProtocolError("HELLO comes from another instance of the peer")
         elif self.delivery.verifier is not None:
             self.delivery.verifier.resumed()
         # A lower number than was acknowledged is no offence: ACKs over another path may have overtaken this HELLO.
-        path.heard_hello = True
         self.max_message_bytes = min(self.max_message_bytes, max(frame.max_message, 1))
         self._acknowledged(frame.next_expected, now)
         for priority in range(PRIORITIES):
             self.outbox.raise_credit(priority, frame.window)
         self.streams.learn_window(frame.stream_window)
-        self._choose_active(now)
-        if self._active is not None and self._active is not path:
-            self._check(self._active, now)
+        self._paths.heard_hello(path, now)
 
-    def _on_gone(self, path: _Path, frame: frames.Gone) -> None:
+    def _on_gone(self, path: SessionPath, frame: frames.Gone) -> None:
         """The peer has no session of the nonce that our HELLO called its own (PROTOCOL 10)."""
         if frame.nonce != self.remote_nonce:
             return
-        others = any(p.heard_hello and not p.suspect for p in self._paths.values() if p is not path)
-        if others and not path.heard_hello:
+        if not path.heard_hello and self._paths.others_answer(path):
             # Another program with the peer's identity: the session's own peer is there.
             self._events.append(PathDead(path.id, "leads to another instance of the peer"))
             return
@@ -491,58 +373,46 @@ class Session:
         else:
             self._end(PeerLost(None, "the peer has restarted, or given this connection up"))
 
-    def _on_ack(self, path: _Path, frame: frames.Ack, now: float) -> None:
+    def _on_ack(self, path: SessionPath, frame: frames.Ack, now: float) -> None:
         self._acknowledged(frame.next_expected, now)
 
     def _acknowledged(self, next_expected: int, now: float) -> None:
         if not self.outbox.acknowledge(next_expected):
             return
-        if self._active is not None:
-            self._active.burst = min(2 * self._active.burst, GROUP_PAYLOADS)
-        self._timers.clear(Timer.STALL)
-        self._arm_stall(now)
+        self._paths.progressed(now)
         close_number = self.outbox.close_number
         if close_number is not None and next_expected > close_number and self.remote_closed:
             self._end_after_writing(now)
         elif self.state is SessionState.CLOSING and not self._gave_up:
             self._timers.set(Timer.CLOSE, now + self._limits.close_timeout)
 
-    def _arm_stall(self, now: float) -> None:
-        if self.outbox.retained_bytes and self._active is not None:
-            self._timers.set(Timer.STALL, now + max(3 * self._active.rtt, STALL_LEAST))
-
-    def _on_credit(self, path: _Path, frame: frames.Credit, now: float) -> None:
+    def _on_credit(self, path: SessionPath, frame: frames.Credit, now: float) -> None:
         self.outbox.raise_credit(frame.priority, frame.limit)
 
-    def _on_stream_credit(self, path: _Path, frame: frames.StreamCredit, now: float) -> None:
+    def _on_stream_credit(self, path: SessionPath, frame: frames.StreamCredit, now: float) -> None:
         self.streams.credit_raised(frame)
 
-    def _on_max_streams(self, path: _Path, frame: frames.MaxStreams, now: float) -> None:
+    def _on_max_streams(self, path: SessionPath, frame: frames.MaxStreams, now: float) -> None:
         self.streams.max_streams_raised(frame)
 
-    def _on_ping(self, path: _Path, frame: frames.Ping, now: float) -> None:
+    def _on_ping(self, path: SessionPath, frame: frames.Ping, now: float) -> None:
         if len(path.control) < CONTROL_WAITING:  # a peer that floods PINGs and reads nothing gets no memory
             path.control.append(frames.serialize_pong(frame.token))
         self._ack_due = self._ack_due or self.inbox.expected > self._ack_sent
 
-    def _on_pong(self, path: _Path, frame: frames.Pong, now: float) -> None:
-        ping = self._pings.pop(frame.token, None)
-        if ping is not None:
-            sample = now - ping[0]
-            if ping[1] == path.id:  # else an outage would count as the new path's round trip (RFC 6298 §3, Karn)
-                path.rtt += (sample - path.rtt) * _RTT_GAIN
-            self._events.append(Ponged(frame.token, sample))
+    def _on_pong(self, path: SessionPath, frame: frames.Pong, now: float) -> None:
+        self._paths.answered(path, frame.token, now)
 
-    def _on_path_close(self, path: _Path, frame: frames.PathClose, now: float) -> None:
+    def _on_path_close(self, path: SessionPath, frame: frames.PathClose, now: float) -> None:
         self._events.append(PathDead(path.id, "surplus"))
 
     def _on_service(self, body: bytes) -> None:
         self._events.append(ServiceReceived(body, None))
 
-    def _on_path_service(self, path: _Path, frame: frames.PathService, now: float) -> None:
+    def _on_path_service(self, path: SessionPath, frame: frames.PathService, now: float) -> None:
         self._events.append(ServiceReceived(frame.body, path.id))
 
-    def _on_datagram(self, path: _Path, frame: frames.Datagram, now: float) -> None:
+    def _on_datagram(self, path: SessionPath, frame: frames.Datagram, now: float) -> None:
         if len(frame.data) > DATAGRAM_LIMIT:
             raise RemoteProtocolError(f"a datagram of {len(frame.data)} bytes is over {DATAGRAM_LIMIT}")
         self._events.append(DatagramReceived(frame.data))
@@ -612,30 +482,18 @@ class Session:
 
     def ping(self, now: float) -> int:
         """Ask the peer for an answer; the token comes back in `Ponged`."""
-        path = self._active
-        token = self._ping_token(path, now)
-        if path is not None:
-            path.control.append(frames.serialize_ping(token))
-        return token
+        return self._paths.ping(now)
 
     def forget_ping(self, token: int) -> None:
         """Nobody waits for this answer any more."""
-        self._pings.pop(token, None)
-
-    def _ping_token(self, path: _Path | None, now: float) -> int:
-        token = self._next_token
-        self._next_token += 1
-        if len(self._pings) >= 64:
-            self._pings.pop(next(iter(self._pings)))
-        self._pings[token] = now, None if path is None else path.id
-        return token
+        self._paths.forget_ping(token)
 
     def send_service(self, body: bytes, path_id: int | None = None) -> bool:
         """Tell the peer's node something; over a path, for what concerns only that. False when too much waits."""
         if path_id is None:
             self.outbox.queue_control(lambda number: frames.serialize_service(number, body))
             return True
-        path = self._paths.get(path_id)
+        path = self._paths.by_id.get(path_id)
         if path is None or len(path.control) >= CONTROL_WAITING:
             return False
         path.control.append(frames.serialize_path_service(body))
@@ -644,30 +502,17 @@ class Session:
     def flush_mark(self) -> FlushMark:
         """Remember what is queued now; ask `flushed` about it."""
         self._ack_wanted = True
-        outbox = self.outbox
-        streams = [(s, s.sent + s.pending_bytes) for s in self.streams.table.by_id.values() if s.pending_bytes]
-        return FlushMark(list(outbox.queued_count), streams)
+        return FlushMark(self.outbox, self.streams.table)
 
     def flushed(self, mark: FlushMark) -> bool:
         """Whether all that a mark covers is acknowledged."""
-        outbox = self.outbox
-        if mark.number is None:
-            written = all(done >= count for done, count in zip(outbox.done_count, mark.counts, strict=True))
-            if not written or any(s.sent < end and s.pending_bytes for s, end in mark.streams):
-                return False
-            mark.number = outbox.next_number
+        if mark.written():
             self._ack_wanted = True
-        return outbox.acked >= mark.number
-
-    def close_path(self, path_id: int) -> None:
-        """Tell the peer that a path is surplus."""
-        path = self._paths.get(path_id)
-        if path is not None:
-            path.control.append(frames.serialize_path_close())
+        return mark.acknowledged()
 
     def close(self, now: float) -> None:
         """Send what is queued, then CLOSE; `SessionEnded` follows when the peer has it, or after a time-out."""
-        if self.state is SessionState.OPEN and not self._paths and not self.outbox.owes():
+        if self.state is SessionState.OPEN and not self._paths.by_id and not self.outbox.owes():
             # Nothing to deliver and nobody to tell; a peer that comes back is told that we have closed.
             self._end(ConnectionClosed("the connection is closed"))
         elif self.state is SessionState.OPEN:
@@ -698,7 +543,7 @@ class Session:
             if name is Timer.ACK:
                 self._ack_due = True
             elif name is Timer.STALL:
-                self._stalled(now)
+                self._paths.stalled(now)
             elif name is Timer.CLOSE:
                 self._close_overdue(now)
             elif name is Timer.EXPIRY:
@@ -707,61 +552,15 @@ class Session:
             elif name is Timer.RESUME:
                 self._end(PeerLost(None, "no path came up again in time"))
             elif isinstance(name, tuple):
-                self._path_timer(name[0], name[1], now)
-
-    def _stalled(self, now: float) -> None:
-        path = self._active
-        if path is None or not self.outbox.retained_bytes:
-            return
-        self._timers.set(Timer.STALL, now + STALL_AGAIN)
-        if now - path.last_heard < max(3 * path.rtt, STALL_LEAST):
-            return  # it speaks, so it lives: the peer is merely slow to acknowledge
-        path.suspect = True
-        path.burst = 1
-        self._probe(path, now)
-        self._events.append(PathStalled(path.id))
-        self._choose_active(now)
-
-    def _probe(self, path: _Path, now: float) -> None:
-        probed_at = path.probed_at
-        if (Timer.DEADLINE, path.id) in self._timers and probed_at is not None and path.last_heard <= probed_at:
-            return  # the last probe is not answered yet
-        path.probed_at = now
-        path.control.append(frames.serialize_ping(self._ping_token(path, now)))
-        deadline = min(now + self._limits.path_timeout, path.last_heard + self._limits.inactivity_timeout)
-        self._timers.set((Timer.DEADLINE, path.id), max(deadline, now))
-
-    def probe(self, path_id: int, now: float) -> None:
-        """Ask whether a path still answers; `PathDead` follows when it does not."""
-        path = self._paths.get(path_id)
-        if path is not None:
-            self._probe(path, now)
-
-    def _path_timer(self, timer: Timer, path_id: int, now: float) -> None:
-        path = self._paths.get(path_id)
-        if path is None:
-            return
-        if timer is Timer.HEARTBEAT:
-            due = path.last_heard + self._limits.heartbeat
-            if due <= now:
-                self._probe(path, now)
-                due = now + self._limits.heartbeat
-            self._timers.set((Timer.HEARTBEAT, path_id), due)
-        elif timer is Timer.CHECK:
-            if path.checking:
-                path.suspect = True
-                self._probe(path, now)
-                self._choose_active(now)
-        elif path.probed_at is not None and path.last_heard <= path.probed_at:
-            self._events.append(PathDead(path_id, "no sign of life"))
+                self._paths.path_timer(name[0], name[1], now)
 
     def _close_overdue(self, now: float) -> None:
         if self.remote_closed and not self.outbox.owes():
             self._end(ConnectionClosed("the connection is closed"))
-        elif self._paths and not self._gave_up:
+        elif self._paths.by_id and not self._gave_up:
             # Whether it reads or not, the peer need not wait for us: one more write, then the end.
             self._gave_up = True
-            for path in self._paths.values():
+            for path in self._paths.by_id.values():
                 path.control.append(frames.serialize_gone(self.nonce, 0))
             self._end_after_writing(now)
         else:
@@ -775,7 +574,7 @@ class Session:
             self._events.append(SessionEnded(error))
 
 
-_UNNUMBERED: Final[dict[type, Callable[[Session, _Path, Any, float], None]]] = {
+_UNNUMBERED: Final[dict[type, Callable[[Session, SessionPath, Any, float], None]]] = {
     frames.Ack: Session._on_ack,
     frames.Credit: Session._on_credit,
     frames.StreamCredit: Session._on_stream_credit,
