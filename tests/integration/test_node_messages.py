@@ -159,6 +159,30 @@ class TestBackpressure:
                 await soon(ours.send(bytes(10 * KIB), expires_in=0.05))
             assert ours.stats["messages_expired"] > 0
 
+    async def test_a_message_expires_while_it_waits_for_room(self) -> None:
+        limits = {"send_queue_bytes": 64 * KIB, "receive_window_bytes": 256 * KIB}
+        async with joined(limits, limits) as (_, _, ours, theirs):
+            bulk = [asyncio.create_task(ours.send(bytes([n]) * 50 * KIB)) for n in range(20)]
+            await eventually(lambda: ours.stats["queued_bytes"] >= 64 * KIB)
+            await soon(ours.send(b"stale", expires_in=0.05))
+            assert ours.stats["messages_expired"] == 1
+            last = asyncio.create_task(ours.send(b"last", expires_in=60))
+            got = await receive_all(theirs, 21)
+            assert got == [*(bytes([n]) * 50 * KIB for n in range(20)), b"last"]
+            await soon(asyncio.gather(*bulk, last))
+
+    async def test_takes_bytes_only(self) -> None:
+        async with joined() as (_, _, ours, _):
+            stream = await ours.open_stream("s")
+            for wrong in (5, [1], "text", None):
+                with pytest.raises(TypeError):
+                    await ours.send(wrong)  # type: ignore[arg-type]
+                with pytest.raises(TypeError):
+                    ours.send_datagram(wrong)  # type: ignore[arg-type]
+                with pytest.raises(TypeError):
+                    stream.write(wrong)  # type: ignore[arg-type]
+            assert not ours.stats["messages_sent"]
+
     async def test_waiting_senders_hear_of_the_end(self) -> None:
         limits = {"send_queue_bytes": 64 * KIB, "receive_window_bytes": 256 * KIB}
         async with joined(limits, limits) as (_, _, ours, _):

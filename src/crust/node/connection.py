@@ -131,7 +131,8 @@ class Connection:
         Args:
             data: any number of bytes up to `Config.max_message_bytes`; an empty message is a message.
             priority: more urgent messages overtake less urgent ones, also in the midst of a large one.
-            expires_in: seconds after which a message that was not yet written is dropped instead.
+            expires_in: seconds after which a message that was not yet written is dropped instead; also one that
+                still waits here, and then this returns.
 
         Raises:
             MessageTooLarge: over this node's or the peer's limit; nothing was sent.
@@ -140,7 +141,7 @@ class Connection:
             CancelledError: while waiting; the message was not queued.
         """
         if type(data) is not bytes:
-            data = bytes(data)
+            data = bytes(memoryview(data))  # bytes(5) would be five zeros
         session = self.session
         if session.state is not SessionState.OPEN:
             session.check_open()
@@ -149,12 +150,15 @@ class Connection:
             priority = Priority(priority)
         if len(data) > session.max_message_bytes:
             raise MessageTooLarge(f"a message of {len(data)} bytes; at most {session.max_message_bytes} are taken")
-        if outbox.queued_bytes[priority] >= self._queue_limit or self._senders is not None:
-            await self._wait_for_room(priority)
-        if expires_in is None:
+        deadline = None if expires_in is None else monotonic() + expires_in
+        full = outbox.queued_bytes[priority] >= self._queue_limit or self._senders is not None
+        if full and not await self._wait_for_room(priority, expires_in):
+            outbox.expired += 1
+            return
+        if deadline is None:
             outbox.queue_message(data, priority, None)
         else:
-            session.send(data, priority, monotonic() + expires_in)
+            session.send(data, priority, deadline)
         if self._senders is not None:
             self._wake_senders(self._queue_limit - 1)
         # The first message of a loop's turn goes out at once, those behind it together.
@@ -165,7 +169,16 @@ class Connection:
         elif outbox.queued_total >= _WRITE_AT_ONCE and not self._blocked:
             self.pump()
 
-    async def _wait_for_room(self, priority: int) -> None:
+    async def _wait_for_room(self, priority: int, seconds: float | None) -> bool:
+        """Wait for our turn to queue a message; False when there was none in so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wait_for_turn(priority)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _wait_for_turn(self, priority: int) -> None:
         if self._senders is None:
             self._senders = {}
         queue = self._senders.setdefault(priority, deque())
@@ -251,7 +264,7 @@ class Connection:
             ConnectionClosed, PeerLost: the connection has ended.
         """
         self.session.check_open()
-        self.session.send_datagram(bytes(data))
+        self.session.send_datagram(bytes(memoryview(data)))
         self._schedule_pump()
 
     async def receive_datagram(self) -> bytes:

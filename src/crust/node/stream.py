@@ -172,7 +172,8 @@ class Stream:
         if self._state.sending is Half.STOPPED:
             raise StreamResetError(f"the peer does not read the stream {self.name!r} any more")
         # Bytes are kept until acknowledged, so what may change is copied.
-        self._connection.write_stream(self._state, memoryview(data if isinstance(data, bytes) else bytes(data)))
+        kept = data if isinstance(data, bytes) else bytes(memoryview(data))
+        self._connection.write_stream(self._state, memoryview(kept))
 
     async def drain(self) -> None:
         """Wait until little enough is queued.
