@@ -17,7 +17,7 @@ import pytest
 
 from crust.cli import lab, main
 from crust.cli.output import Output
-from crust.testing.natlab import NATS, Lab, LabError, LabUnavailable, Outcome, summarize
+from crust.testing.natlab import NATS, Lab, LabError, LabUnavailable, Outcome, Verdict, summarize
 
 CRUST = [sys.executable, "-c", "import sys; from crust.cli import main; sys.exit(main())"]
 
@@ -56,6 +56,7 @@ def test_chosen_kinds_and_pairs() -> None:
         ("public", "cgnat"),
         ("cgnat", "cgnat"),
     ]
+    assert lab._chosen_pairs(parse("public", "cgnat")) == lab._chosen_pairs(parse("--kinds", "public,cgnat"))
     assert lab._chosen_pairs(parse("--pairs", "cgnat:public, cgnat:public")) == [("cgnat", "public")]
     assert lab._chosen_pairs(parse("--pairs", "cgnat:public,public:public", "--both-ways")) == [
         ("cgnat", "public"),
@@ -71,12 +72,24 @@ def test_chosen_kinds_and_pairs() -> None:
         (["--pairs", "public"], "'public' is not KIND:KIND"),
         (["--tries", "0"], "not a number from 1"),
         (["--late", "-1"], "above 0"),
-        (["--kinds", "public", "--pairs", "public:public"], "not allowed with"),
+        (["--late", "2-1"], "the least comes first"),
+        (["--kinds", "public", "--pairs", "public:public"], "either kinds or --pairs"),
+        (["public", "--pairs", "public:public"], "either kinds or --pairs"),
+        (["--loss", "51"], "not a number of percent from 0 to 50"),
+        (["--dead", "61"], "not a number from 0 to 60"),
     ],
 )
 def test_usage(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lab", *argv]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_conditions() -> None:
+    args = parse("--late", "0-2", "--round-trip", "100", "--loss", "1", "--rate", "10", "--dead", "20", "--jobs", "3")
+    assert (args.late, args.round_trip, args.loss, args.rate) == ((0.0, 2.0), 100.0, 1.0, 10.0)
+    assert (args.dead, args.jobs) == (20, 3)
+    assert parse("--late", "1.5").late == (1.5, 1.5)
+    assert parse().late == (0.0, 0.0)
 
 
 # What comes of it
@@ -91,8 +104,16 @@ def test_summary_beside_expectations() -> None:
         for ms in (700.0, 1900.0)
     ]
     late = [dial("symmetric-random", "symmetric-random", "tcp", None, result={"report": {"elapsed_ms": 9000.0}})]
-    mute = [dial("symmetric-random", "cgnat", "tcp", None)]
+    mute = [dial("symmetric-random", "symmetric-random", "any", None)]
     found = summarize([*easy, *slow, *lost, *hopeless, *late, *mute])
+    assert [each.verdict for each in found] == [
+        Verdict.AS_EXPECTED,
+        Verdict.SLOW,
+        Verdict.SHOULD_CONNECT,
+        Verdict.AS_EXPECTED,
+        Verdict.SAID_LATE,
+        Verdict.SAID_LATE,
+    ]
     assert [(each.tries, each.ok, each.connected, each.met) for each in found] == [
         (3, 3, True, True),
         (1, 1, True, False),
@@ -103,6 +124,30 @@ def test_summary_beside_expectations() -> None:
     ]
     assert (found[0].median_ms, found[0].worst_ms, found[0].kinds, found[0].told_ms) == (190, 200, ("punched",), None)
     assert [each.told_ms for each in found[3:]] == [1300, 9000, None]
+
+
+def test_luck_may_fail_once_in_a_hundred_but_not_be_slow() -> None:
+    def guessed(times: list[float | None]) -> Verdict:
+        [found] = summarize([dial("port-restricted", "symmetric-random", "utp", each) for each in times])
+        return found.verdict
+
+    assert guessed([1500.0] * 99 + [None]) is Verdict.AS_EXPECTED
+    assert guessed([1500.0] * 99 + [10_001.0]) is Verdict.AS_EXPECTED
+    assert guessed([1500.0] * 98 + [None, 10_001.0]) is Verdict.SHOULD_CONNECT
+    assert guessed([2100.0] * 100) is Verdict.SLOW
+
+
+def test_what_a_peer_is_late_by_does_not_count() -> None:
+    for ms, verdict in ((2200.0, Verdict.AS_EXPECTED), (200.0, Verdict.AS_EXPECTED), (2300.0, Verdict.SLOW)):
+        [found] = summarize([dial("cgnat", "full-cone", "tcp", ms, late=2.0)])
+        assert found.verdict is verdict
+
+
+def test_a_race_is_won_by_one_of_them() -> None:
+    won = {"path": {"kind": "punched", "transport": "utp"}}
+    [found] = summarize([dial("cgnat", "cgnat", "any", 150.0, result=won)])
+    assert (found.transports, found.verdict) == (("utp",), Verdict.AS_EXPECTED)
+    assert "punched utp" in lab._tables([found], ["any"])
 
 
 def test_a_relayed_path_is_no_direct_one() -> None:
@@ -206,10 +251,10 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.netns
-@pytest.mark.parametrize("late", [[], ["--late", "0.5"]])
-async def test_a_tiny_matrix(tmp_path: Path, late: list[str]) -> None:
+@pytest.mark.parametrize("condition", [[], ["--late", "0.5"], ["--dead", "20", "--different-ranges"]])
+async def test_a_tiny_matrix(tmp_path: Path, condition: list[str]) -> None:
     await skip_without_lab()
-    options = ["--pairs", "full-cone:address-restricted", "--transport", "tcp", "--prove", *late]
+    options = ["--pairs", "full-cone:address-restricted", "--transport", "tcp", "--prove", *condition]
     done = await asyncio.to_thread(
         subprocess.run, [*CRUST, "lab", "--json", *options], capture_output=True, text=True, env=environment(tmp_path)
     )

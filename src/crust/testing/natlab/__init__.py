@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from crust.testing.natlab.declare import NATS, Behaviour, Firewall, Kind, Link, Nat, Ports, Router
 from crust.testing.natlab.errors import LabError, LabUnavailable, NotAsDeclared
+from crust.testing.natlab.expectation import Expectation, expect
 from crust.testing.natlab.lab import Lab
-from crust.testing.natlab.matrix import CrustProgram, Expectation, Outcome, Program, expect, run_matrix, table
+from crust.testing.natlab.matrix import Outcome, run_matrix, table
 from crust.testing.natlab.places import Host, LinkChanges, Site
 from crust.testing.natlab.probe import Findings, measure, prove
 from crust.testing.natlab.process import Process
-from crust.testing.natlab.summary import PairSummary, summarize
+from crust.testing.natlab.programs import CrustProgram, Program
+from crust.testing.natlab.summary import PairSummary, Verdict, summarize
 
 __all__ = [
     "NATS",
@@ -44,6 +46,7 @@ __all__ = [
     "Program",
     "Router",
     "Site",
+    "Verdict",
     "expect",
     "measure",
     "prove",

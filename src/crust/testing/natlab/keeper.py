@@ -32,6 +32,7 @@ _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x4000000
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _MESSAGE_BYTES = 1 << 20
 _MAX_DESCRIPTORS = 8
+_PRELOAD_SECONDS = 30.0
 _IPV6_SETTINGS = Path("/proc/sys/net/ipv6")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -88,6 +89,7 @@ class Keeper:
         self._control = control
         self._namespaces: dict[int, int] = {0: os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)}
         self._processes: dict[int, int] = {}
+        self._forks: socket.socket | None = None
         try:
             _set_sysctls({"ipv6/conf/default/disable_ipv6": 1, "ipv4/ip_forward": 0})
         except OSError as error:
@@ -239,6 +241,35 @@ class Keeper:
             code = pipe.read()
         if code:
             raise OSError(int(code), f"{argv[0]}: {os.strerror(int(code))}")
+        self._processes[pid] = namespace
+        return pid
+
+    def do_preload(self, argv: list[str], environment: dict[str, str], descriptors: list[int]) -> None:
+        """Start a fork server, whose control socket is its descriptor 3, and wait until it has loaded its program."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.do_execute(0, argv, environment, None, [*descriptors, theirs.fileno()])
+        ours.settimeout(_PRELOAD_SECONDS)
+        if ours.recv(64) != b"ready":
+            ours.close()
+            raise OSError(errno.ECHILD, f"{argv[0]} did not start")
+        self._forks = ours
+
+    def do_fork(
+        self,
+        namespace: int,
+        argv: list[str],
+        environment: dict[str, str],
+        directory: str | None,
+        descriptors: list[int],
+    ) -> int:
+        """Start the fork server's program in a namespace; the descriptors become its 0, 1 and 2."""
+        if self._forks is None:
+            raise OSError(errno.ECHILD, "nothing is loaded")
+        call = {"argv": argv, "environment": environment, "directory": directory}
+        socket.send_fds(self._forks, [json.dumps(call).encode()], [self._namespaces[namespace], *descriptors])
+        # An orphan's parent is the first process here: us. It is reaped later, by the loop, whenever it ends.
+        pid = int(self._forks.recv(64))
         self._processes[pid] = namespace
         return pid
 

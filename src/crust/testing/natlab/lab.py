@@ -121,7 +121,13 @@ class Lab:
         return site
 
     async def place(
-        self, kind: Kind | str, name: str | None = None, *, lan: str = "192.168.1.0/24", delay: float | None = None
+        self,
+        kind: Kind | str,
+        name: str | None = None,
+        *,
+        lan: str = "192.168.1.0/24",
+        delay: float | None = None,
+        link: Link | None = None,
     ) -> Host:
         """Add a peer of some kind, with the routers that it lives behind.
 
@@ -129,18 +135,19 @@ class Lab:
             kind: a kind, or its name in `NATS`.
             name: for people.
             lan: the inside prefix of the innermost router.
-            delay: one way, of the access link; by default the lab's.
+            delay: one way, of the access link, unless `link` is given; by default the lab's.
+            link: the access link.
 
         Raises:
             LabUnavailable: a router needs a program that is missing.
         """
-        delay = self.delay if delay is None else delay
+        link = link or Link(delay=self.delay if delay is None else delay)
         kind = NATS[kind] if isinstance(kind, str) else kind
         name = name or f"{kind.name}-{next(self._names)}"
         if not kind.routers:
-            return await self.public(name, delay=delay, ipv6=kind.ipv6, addresses=int(kind.ipv4))
+            return await self.public(name, link=link, ipv6=kind.ipv6, addresses=int(kind.ipv4))
         prefixes = [_CARRIER_LAN] * (len(kind.routers) - 1) + [lan]
-        site = await self.site(name, kind.routers[0], lan=prefixes[0], link=Link(delay=delay))
+        site = await self.site(name, kind.routers[0], lan=prefixes[0], link=link)
         for router, prefix in zip(kind.routers[1:], prefixes[1:], strict=True):
             site = await site.site(name, router, lan=prefix)
         return await site.host(name)

@@ -3,112 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import statistics
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
 
-from crust.crypto.keys import Identity
-from crust.testing.natlab.declare import NATS, Behaviour, Kind, Ports
+from crust.testing.natlab.declare import NATS, Kind, Link
 from crust.testing.natlab.errors import LabError
 from crust.testing.natlab.lab import Lab
 from crust.testing.natlab.places import Host
 from crust.testing.natlab.probe import prove
 from crust.testing.natlab.process import Process, Stdio
+from crust.testing.natlab.programs import CRUST, Line, Program
 
-__all__ = ["CrustProgram", "Expectation", "Outcome", "Program", "expect", "run_matrix", "table"]
+__all__ = ["Outcome", "run_matrix", "table"]
 
 _FIRST_LINE_SECONDS = 15.0
 _END_SECONDS = 5.0
-
-_CRUST = "from crust.cli import main; raise SystemExit(main())"
-
-Line = dict[str, Any]
+# With the same private range on both sides, a peer's inside address is one's own, or a neighbour's.
+_LAN, _OTHER_LAN = "192.168.1.0/24", "192.168.2.0/24"
 
 
-class Program(Protocol):
-    """What is run in a pair; each program speaks one JSON object per line on its standard output."""
-
-    def rendezvous(self, host: Host) -> Sequence[str]:
-        """The command for the node that both can reach; its first line is given to the others."""
-
-    def listener(self, host: Host, rendezvous: Line, transport: str) -> Sequence[str]:
-        """The command for the peer that is dialled; its first line is given to the dialler."""
-
-    def dialler(self, host: Host, rendezvous: Line, listener: Line, transport: str) -> Sequence[str]:
-        """The command for the peer that dials; its last line is the result, as that of `crust ping --json`."""
-
-    def announce(self, host: Host) -> Line:
-        """What the listener's first line will say, as far as the dialler needs it; asked only where it starts late."""
-
-
-@dataclass(frozen=True, slots=True)
-class CrustProgram:
-    """`crust node` and `crust ping`.
-
-    Attributes:
-        directory: where the identities are kept, one file for each host.
-        command: how to call `crust`.
-        options: for all three.
-        dial_options: for the dialler.
-        target: the key of the listener's first line that is dialled: "id" by way of the rendezvous, "contact" directly.
-        timeout: seconds that a dial may take.
-        wait: seconds for which a dialler asks again where the peer is not there yet.
-    """
-
-    directory: Path
-    command: tuple[str, ...] = (sys.executable, "-c", _CRUST)
-    options: tuple[str, ...] = ()
-    dial_options: tuple[str, ...] = ("-c", "1")
-    target: str = "id"
-    timeout: float = 15.0
-    wait: float = 0.0
-
-    def _key_file(self, host: Host) -> Path:
-        return self.directory / f"{host.name}.key"
-
-    def _identity(self, host: Host) -> list[str]:
-        return ["--identity", str(self._key_file(host)), *self.options]
-
-    def announce(self, host: Host) -> Line:
-        """The PeerId, which needs no program: a late listener is always dialled by it."""
-        return {"id": str(Identity.load_or_create(self._key_file(host)).id)}
-
-    def rendezvous(self, host: Host) -> list[str]:
-        """A node on every address of the host, at port 443."""
-        return [*self.command, "node", "--json", *self._listen(host), *self._identity(host)]
-
-    @staticmethod
-    def _listen(host: Host) -> list[str]:
-        """A public peer listens at 443, so that those whose firewall allows nothing else can reach it."""
-        if host.site is not None:
-            return []
-        return [f"--listen=[{each}]:443" if ":" in each else f"--listen={each}:443" for each in host.addresses]
-
-    def listener(self, host: Host, rendezvous: Line, transport: str) -> list[str]:
-        """A node that knows the rendezvous."""
-        known = ["--bootstrap", rendezvous["contact"], "--transport", transport]
-        return [*self.command, "node", "--json", *self._listen(host), *known, *self._identity(host)]
-
-    def dialler(self, host: Host, rendezvous: Line, listener: Line, transport: str) -> list[str]:
-        """One dial by PeerId."""
-        known = ["--bootstrap", rendezvous["contact"], "--transport", transport, "--timeout", str(self.timeout)]
-        known += ["--wait", str(self.wait)] if self.wait else []
-        return [
-            *self.command,
-            "ping",
-            listener[self.target],
-            "--json",
-            *self.dial_options,
-            *self._listen(host),
-            *known,
-            *self._identity(host),
-        ]
+_Work = Callable[[int, "asyncio.Queue[Outcome | None]"], Coroutine[None, None, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +42,7 @@ class Outcome:
         connect_ms: from the call of connect to the first echo; None when there was no connection.
         path: `kind` of the path that was used: "direct", "mapped", "punched", "relayed"; None without one.
         error: why there was none.
+        late: seconds after the dialler at which the peer started; 0 where it was there before.
         result: all that the dialler said.
         counters: how busy the lab was: `overrun`, `late`, `latest_us` (see `Lab.counters`).
     """
@@ -134,6 +54,7 @@ class Outcome:
     connect_ms: float | None
     path: str | None
     error: str | None
+    late: float = 0.0
     result: Line = field(default_factory=dict, repr=False)
     counters: dict[str, int] = field(default_factory=dict, repr=False)
 
@@ -143,83 +64,30 @@ class Outcome:
         return self.path in ("direct", "mapped", "punched")
 
 
-@dataclass(frozen=True, slots=True)
-class Expectation:
-    """What a pair of places makes possible.
+class _Proofs:
+    """Kinds that have shown what they are; each does it once."""
 
-    Attributes:
-        direct: whether a direct path can be had.
-        within_ms: the median that is aimed at; None without a direct path.
-        why: in a few words.
-    """
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._proved: dict[str, asyncio.Lock] = {}
+        self._done: set[str] = set()
 
-    direct: bool
-    within_ms: float | None
-    why: str
-
-
-def expect(first: Kind | str, second: Kind | str, transport: str) -> Expectation:
-    """Tell what can be expected of a pair, from the declarations alone."""
-    pair = [NATS[kind] if isinstance(kind, str) else kind for kind in (first, second)]
-    if pair[0] == pair[1] and pair[0].shared:
-        return Expectation(True, 250, "same LAN")
-    if not all(each.ipv4 for each in pair):
-        if all(each.ipv6 for each in pair):
-            return Expectation(True, 250, "IPv6, which nothing translates")
-        return Expectation(False, None, "no address family in common")
-    if transport == "utp" and any("udp" in _blocked(each) for each in pair):
-        return Expectation(False, None, "UDP is blocked")
-    if any(_restricted(each) for each in pair):
-        if any(not each.routers for each in pair):
-            return Expectation(True, 500, "only to port 443")
-        return Expectation(False, None, "no outgoing packet may open a hole")
-    if any(router.port_mapping for each in pair for router in each.routers):
-        return Expectation(True, 250, "port mapping")
-    hard = [each for each in pair if _mapping(each) is not Behaviour.ENDPOINT_INDEPENDENT]
-    within = 500 if any("udp" in _blocked(each) for each in pair) else 250
-    if not hard:
-        return Expectation(True, within, "endpoint-independent mapping on both sides")
-    easy = [each for each in pair if each not in hard]
-    if easy and _filtering(easy[0]) is not Behaviour.ADDRESS_AND_PORT_DEPENDENT:
-        return Expectation(True, within, "the easy side's filter opens for an address")
-    if all(_ports(each) is Ports.SEQUENTIAL for each in hard):
-        return Expectation(True, 600, "predicted ports")
-    if easy and transport == "utp":
-        return Expectation(True, 2000, "birthday probing")
-    return Expectation(False, None, "random ports towards each endpoint")
-
-
-def _blocked(kind: Kind) -> set[str]:
-    return {str(name) for router in kind.routers for name in router.firewall.blocked}
-
-
-def _restricted(kind: Kind) -> bool:
-    return any(router.firewall.tcp_ports is not None for router in kind.routers)
-
-
-def _mapping(kind: Kind) -> Behaviour:
-    found = [router.nat.mapping for router in kind.routers if router.nat is not None]
-    return next((each for each in found if each is not Behaviour.ENDPOINT_INDEPENDENT), Behaviour.ENDPOINT_INDEPENDENT)
-
-
-def _filtering(kind: Kind) -> Behaviour:
-    order = list(Behaviour)
-    found = [router.nat.filtering for router in kind.routers if router.nat is not None]
-    return max(found, key=order.index, default=Behaviour.ENDPOINT_INDEPENDENT)
-
-
-def _ports(kind: Kind) -> Ports:
-    found = [router.nat.ports for router in kind.routers if router.nat is not None]
-    return next((each for each in (Ports.RANDOM, Ports.SEQUENTIAL) if each in found), Ports.PRESERVING)
+    async def of(self, kind: Kind) -> None:
+        async with self._proved.setdefault(kind.name, asyncio.Lock()):
+            if kind.name not in self._done:
+                await prove(self._lab, kind)
+                self._done.add(kind.name)
 
 
 class _Grounds:
-    """The places of a matrix, each built once for either side and used again."""
+    """The places of one line of dials, each built once for either side and used again."""
 
-    def __init__(self, lab: Lab, *, check_kinds: bool) -> None:
+    def __init__(self, lab: Lab, number: int, link: Link, proofs: _Proofs | None, lans: tuple[str, str]) -> None:
         self._lab = lab
-        self._check_kinds = check_kinds
-        self._proved: set[str] = set()
+        self._number = number
+        self._link = link
+        self._proofs = proofs
+        self._lans = {"first": lans[0], "second": lans[1]}
         self._places: dict[tuple[str, str], Host] = {}
 
     async def pair(self, first: Kind, second: Kind) -> tuple[Host, Host]:
@@ -239,10 +107,11 @@ class _Grounds:
     async def _host(self, side: str, kind: Kind) -> Host:
         host = self._places.get((side, kind.name))
         if host is None:
-            if self._check_kinds and kind.name not in self._proved:
-                await prove(self._lab, kind)
-                self._proved.add(kind.name)
-            host = self._places[side, kind.name] = await self._lab.place(kind, f"{kind.name}-{side}")
+            if self._proofs is not None:
+                await self._proofs.of(kind)
+            name = f"{kind.name}-{side}-{self._number}"
+            host = await self._lab.place(kind, name, lan=self._lans[side], link=self._link)
+            self._places[side, kind.name] = host
         return host
 
     async def _neighbour(self, host: Host) -> Host:
@@ -286,7 +155,10 @@ class _Programs(AsyncExitStack):
         self._stderr = stderr
 
     async def start(self, host: Host, argv: Sequence[str]) -> Process:
-        process = await host.run(argv, stdin=subprocess.DEVNULL, stderr=self._stderr)
+        if argv[0] == CRUST:
+            process = await host.run_crust(*argv[1:], stdin=subprocess.DEVNULL, stderr=self._stderr)
+        else:
+            process = await host.run(argv, stdin=subprocess.DEVNULL, stderr=self._stderr)
 
         async def end(kind: type[BaseException] | None, *_: object) -> None:
             if kind is not None and not issubclass(kind, Exception):
@@ -306,20 +178,19 @@ class _Call:
     program: Program
     transport: str
     timeout: float
-    late: float
     stderr: Stdio
 
-    async def run(self, first: Host, second: Host, rendezvous: Line) -> Line:
+    async def run(self, first: Host, second: Host, rendezvous: Line, late: float) -> Line:
         """Dial with fresh programs on both sides; returns the dialler's last line."""
         program, transport = self.program, self.transport
         async with _Programs(self.stderr) as programs:
             listening = program.listener(second, rendezvous, transport)
-            if self.late:
+            if late:
                 dialling = program.dialler(first, rendezvous, program.announce(second), transport)
                 dialler = await programs.start(first, dialling)
                 result = asyncio.ensure_future(self._result(dialler))
                 try:
-                    await asyncio.wait((result,), timeout=self.late)
+                    await asyncio.wait((result,), timeout=late)
                     await _first_line(await programs.start(second, listening), "listener")
                     return await result
                 finally:
@@ -342,7 +213,7 @@ class _Call:
         return result
 
 
-def _outcome(first: Kind, second: Kind, transport: str, attempt: int, result: Line) -> Outcome:
+def _outcome(first: Kind, second: Kind, transport: str, attempt: int, late: float, result: Line) -> Outcome:
     path, milliseconds = result.get("path"), result.get("connect_ms")
     error = result.get("error")
     return Outcome(
@@ -353,8 +224,38 @@ def _outcome(first: Kind, second: Kind, transport: str, attempt: int, result: Li
         connect_ms=None if milliseconds is None else float(milliseconds),
         path=path["kind"] if isinstance(path, dict) else path,
         error=None if error is None else str(error),
+        late=late,
         result=result,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """All dials of one pair with one transport."""
+
+    first: Kind
+    second: Kind
+    call: _Call
+
+    async def run(
+        self, lab: Lab, grounds: _Grounds, rendezvous: Line, lateness: Sequence[float]
+    ) -> AsyncIterator[Outcome]:
+        for attempt, late in enumerate(lateness):
+            hosts = await grounds.pair(self.first, self.second)
+            before = await lab.counters()
+            result = await self.call.run(*hosts, rendezvous, late)
+            after = await lab.counters()
+            busy = {name: after[name] - before[name] for name in ("overrun", "late")}
+            outcome = _outcome(self.first, self.second, self.call.transport, attempt, late, result)
+            yield replace(outcome, counters={**busy, "latest_us": after["latest_us"]})
+
+
+def _lateness(late: float | tuple[float, float], tries: int) -> list[float]:
+    """How late the listener is in each try: evenly spread, where a range is given."""
+    if not isinstance(late, tuple):
+        return [late] * tries
+    low, high = late
+    return [low + (high - low) * each / max(1, tries - 1) for each in range(tries)] if tries > 1 else [high]
 
 
 async def run_matrix(  # noqa: PLR0913 - options by keyword, each with a default
@@ -366,7 +267,10 @@ async def run_matrix(  # noqa: PLR0913 - options by keyword, each with a default
     tries: int = 1,
     timeout: float = 30.0,
     check_kinds: bool = True,
-    late: float = 0.0,
+    late: float | tuple[float, float] = 0.0,
+    link: Link | None = None,
+    same_ranges: bool = True,
+    jobs: int = 1,
     stderr: Stdio = None,
 ) -> AsyncIterator[Outcome]:
     """Dial in every pair; a try starts with routers that remember nothing and with fresh programs.
@@ -379,7 +283,11 @@ async def run_matrix(  # noqa: PLR0913 - options by keyword, each with a default
         tries: how often each pair dials with each transport.
         timeout: seconds after which a dialler is given up.
         check_kinds: whether each kind has to prove itself before it is used.
-        late: seconds after the dialler at which the listener starts; by default it starts first.
+        late: seconds after the dialler at which the listener starts, or the least and the most of them, over which the
+            tries are spread; by default it starts first.
+        link: the access link of each place; by default with the lab's delay.
+        same_ranges: whether the private networks of both sides have the same addresses.
+        jobs: how many dials may be under way at a time, each in places of its own.
         stderr: where the programs write what they have to say; by default where we do.
 
     Yields:
@@ -390,23 +298,49 @@ async def run_matrix(  # noqa: PLR0913 - options by keyword, each with a default
         LabUnavailable: a kind needs a program that is missing.
         NotAsDeclared: a kind is not what it is said to be.
     """
-    grounds = _Grounds(lab, check_kinds=check_kinds)
+    named = [[NATS[each] if isinstance(each, str) else each for each in pair] for pair in pairs]
+    rows = iter(
+        [
+            _Row(first, second, _Call(program, transport, timeout, stderr))
+            for first, second in named
+            for transport in transports
+        ]
+    )
+    proofs = _Proofs(lab) if check_kinds else None
+    lans = (_LAN, _LAN if same_ranges else _OTHER_LAN)
+    link = link or Link(delay=lab.delay)
     async with _Programs(stderr) as programs:
         middle = await lab.public("rendezvous")
         rendezvous = await _first_line(await programs.start(middle, program.rendezvous(middle)), "rendezvous")
-        for one, two in pairs:
-            first = NATS[one] if isinstance(one, str) else one
-            second = NATS[two] if isinstance(two, str) else two
-            for transport in transports:
-                call = _Call(program, transport, timeout, late, stderr)
-                for attempt in range(tries):
-                    hosts = await grounds.pair(first, second)
-                    before = await lab.counters()
-                    result = await call.run(*hosts, rendezvous)
-                    after = await lab.counters()
-                    busy = {name: after[name] - before[name] for name in ("overrun", "late")}
-                    outcome = _outcome(first, second, transport, attempt, result)
-                    yield replace(outcome, counters={**busy, "latest_us": after["latest_us"]})
+
+        async def work(number: int, outcomes: asyncio.Queue[Outcome | None]) -> None:
+            grounds = _Grounds(lab, number, link, proofs, lans)
+            for row in rows:
+                async for outcome in row.run(lab, grounds, rendezvous, _lateness(late, tries)):
+                    outcomes.put_nowait(outcome)
+
+        async with contextlib.aclosing(_merged(work, max(1, min(jobs, len(named) * len(transports))))) as found:
+            async for outcome in found:
+                yield outcome
+
+
+async def _merged(work: _Work, jobs: int) -> AsyncGenerator[Outcome, None]:
+    """What several lines of dials bring, as it comes; the first that fails ends the others."""
+    outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
+    tasks = [asyncio.create_task(work(number, outcomes)) for number in range(jobs)]
+    for task in tasks:
+        task.add_done_callback(lambda _: outcomes.put_nowait(None))
+    try:
+        for _ in tasks:
+            while (outcome := await outcomes.get()) is not None:
+                yield outcome
+            for task in tasks:
+                if task.done():
+                    task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def table(outcomes: Iterable[Outcome], transport: str) -> str:

@@ -89,6 +89,29 @@ class Host:
         """
         return await self._workshop.run(self.namespace, argv, (stdin, stdout, stderr), env, cwd)
 
+    async def run_crust(
+        self,
+        *arguments: str,
+        stdin: Stdio = subprocess.PIPE,
+        stdout: Stdio = subprocess.PIPE,
+        stderr: Stdio = subprocess.PIPE,
+        cwd: str | None = None,
+    ) -> Process:
+        """Start a `crust` command on this host, in a tenth of the time that `run` takes: Crust is loaded once in a lab.
+
+        Args:
+            *arguments: the command and what it is given.
+            stdin: as for `run`.
+            stdout: the same.
+            stderr: the same.
+            cwd: its working directory.
+
+        Raises:
+            OSError: it cannot be started.
+            LabError: the lab is closed.
+        """
+        return await self._workshop.run_crust(self.namespace, arguments, (stdin, stdout, stderr), cwd=cwd)
+
     async def socket(
         self, family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM, protocol: int = 0
     ) -> socket.socket:

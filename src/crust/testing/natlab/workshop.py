@@ -47,6 +47,8 @@ for depth in range(3):
     sys.modules[package.__name__] = package
 importlib.import_module(module).main()
 """
+# What a lab's hosts run most often: all of the command line, and what it would import on the way.
+_PRELOADED = ("crust.cli:main", "crust.cli.node", "crust.cli.ping", "crust.cli.stdio", "rich.console", "uvloop")
 _SYSTEM_DIRECTORIES = ":/usr/local/sbin:/usr/sbin:/sbin"
 _NO_IPV6 = {"ipv6/conf/all/disable_ipv6": 1, "ipv6/conf/default/disable_ipv6": 1}
 _WITH_IPV6 = {"ipv6/conf/all/disable_ipv6": 0, "ipv6/conf/default/disable_ipv6": 0}
@@ -111,6 +113,7 @@ class Workshop:
         self._ready: asyncio.Future[None] | None = None
         self._keeper: Channel | None = None
         self._fabric: Channel | None = None
+        self._preloading: asyncio.Task[None] | None = None
 
     @property
     def keeper(self) -> Channel:
@@ -180,7 +183,7 @@ class Workshop:
 
     async def aclose(self) -> None:
         """End the processes, and with them everything in the lab."""
-        for task in self._background:
+        for task in (*self._background, *filter(None, [self._preloading])):
             task.cancel()
         for process in self._processes:
             process.close()
@@ -207,9 +210,42 @@ class Workshop:
     ) -> Process:
         """Start a program in a namespace."""
 
-        async def execute(descriptors: list[int]) -> int:
+        return await self._start("execute", namespace, argv, stdio, env, cwd)
+
+    async def run_crust(
+        self,
+        namespace: int,
+        arguments: Sequence[str],
+        stdio: tuple[Stdio, Stdio, Stdio],
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Process:
+        """Start a `crust` command in a namespace, as a fork of a process that has Crust loaded."""
+        if self._preloading is None:
+            self._preloading = asyncio.get_running_loop().create_task(self._preload())
+        await asyncio.shield(self._preloading)
+        return await self._start("fork", namespace, ["crust", *arguments], stdio, env, cwd)
+
+    async def _preload(self) -> None:
+        await self.keeper.call(
+            "preload",
+            argv=[sys.executable, "-m", "crust.testing.natlab.forkserver", *_PRELOADED],
+            environment=dict(os.environ),
+            descriptors=[0, 2, 2],
+        )
+
+    async def _start(
+        self,
+        verb: str,
+        namespace: int,
+        argv: Sequence[str],
+        stdio: tuple[Stdio, Stdio, Stdio],
+        env: Mapping[str, str] | None,
+        cwd: str | None,
+    ) -> Process:
+        async def start(descriptors: list[int]) -> int:
             pid: int = await self.keeper.call(
-                "execute",
+                verb,
                 namespace=namespace,
                 argv=[str(word) for word in argv],
                 environment=dict(os.environ if env is None else env),
@@ -219,7 +255,7 @@ class Workshop:
             return pid
 
         process = Process()
-        await process.start(stdio, execute, self._exit_of, self._send_signal)
+        await process.start(stdio, start, self._exit_of, self._send_signal)
         self._processes.append(process)
         return process
 

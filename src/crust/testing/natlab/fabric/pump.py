@@ -264,7 +264,10 @@ class Pump:
             router.lan.network.detach(router.lan)
 
     def do_link(self, member: int, changes: dict[str, Any]) -> None:
-        """Change some figures of an attachment's links."""
+        """Change some figures of an attachment's links, for what is sent from now on."""
+        cable = self._by_member.get(member)
+        if cable is not None:
+            self._drain(cable)
         for link in (self._members[member].up, self._members[member].down):
             for key, value in changes.items():
                 setattr(link, key, value)
