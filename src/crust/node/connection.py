@@ -488,6 +488,11 @@ class Connection:
         host, port = split_address(path.info.remote)
         return Candidate(path.info.transport, host, port, "peer-reflexive")
 
+    def path_local(self, path_id: int) -> tuple[str, int] | None:
+        """Our host and port on a path; None when it is gone."""
+        path = self._paths.get(path_id)
+        return None if path is None else split_address(path.info.local)
+
     def path_local_port(self, path_id: int) -> int:
         """Our port on a path; 0 when it is gone."""
         path = self._paths.get(path_id)

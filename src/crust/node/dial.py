@@ -25,6 +25,7 @@ from crust.node.core import Core
 from crust.node.dial_tcp import TcpAttempts
 from crust.node.dial_utp import UtpAttempts
 from crust.node.udp import UdpFront
+from crust.proto.nat.terms import Terms
 from crust.proto.noise.handshake import FailureReason, HandshakeFailed
 from crust.types import Attempt, Candidate, Report, format_address
 
@@ -66,6 +67,7 @@ class CandidateFeed:
         in_hand: some were taken, and are being looked up.
         punch: set where both sides dial at the same time.
         failure: why there are none, if that is more precise than what the attempts say.
+        terms: what both sides have told of their NATs, where a rendezvous passed it on.
     """
 
     def __init__(self, candidates: Sequence[Candidate] = ()) -> None:
@@ -76,6 +78,7 @@ class CandidateFeed:
         self._news = asyncio.Event()
         self.punch: Punch | None = None
         self.failure: ConnectError | None = None
+        self.terms: Terms | None = None
 
     def add(self, candidates: Sequence[Candidate | Adopted]) -> None:
         """More candidates."""

@@ -13,8 +13,12 @@ from crust.node.bootstrap import Bootstrap
 from crust.node.connection import Connection
 from crust.node.core import Core
 from crust.node.dial import CandidateFeed
+from crust.node.observer import ObserverService
 from crust.node.rendezvous import Rendezvous
-from crust.node.signalling import Signalling
+from crust.node.signalling import CallHandler, Signalling
+from crust.node.surroundings import Surroundings
+from crust.node.udp import UdpFront
+from crust.proto.nat.terms import Terms
 from crust.types import Candidate
 from crust.wire.contact import Contact, parse_target
 from crust.wire.service import ServiceMessage
@@ -35,6 +39,8 @@ class Neighbourhood:
         known: gives the addresses at which a peer was reached.
         called: told of a peer that dials us through a rendezvous, and its candidates; says whether to answer.
         listens_on: says whether a local port is one that we listen on.
+        local_for: gives the listening address from which to dial a host.
+        front: the UDP sockets; None without µTP.
     """
 
     def __init__(
@@ -43,16 +49,21 @@ class Neighbourhood:
         connect: Callable[[Contact, float], Awaitable[Connection]],
         own_candidates: Callable[[], list[Candidate]],
         known: Callable[[PeerId], tuple[Candidate, ...]],
-        called: Callable[[Contact, Sequence[Candidate]], bool],
+        called: CallHandler,
         listens_on: Callable[[int], bool],
+        local_for: Callable[[str], tuple[str, int] | None],
+        front: UdpFront | None,
     ) -> None:
         self._core = core
         self._connect = connect
         self._known = known
         self._own_candidates = own_candidates
         self.rendezvous = Rendezvous(core)
-        self.signalling = Signalling(core, self.candidates, called, listens_on)
+        self.observers = ObserverService(core)
         contacts = [_bootstrap_contact(text) for text in core.config.bootstrap]
+        named = {contact.id for contact in contacts}
+        self.surroundings = Surroundings(core, front, local_for, listens_on, named.__contains__)
+        self.signalling = Signalling(core, self.candidates, called, listens_on, self.surroundings)
         self.bootstrap = Bootstrap(core, contacts, connect, self.signalling.use)
 
     # --- Services ------------------------------------------------------------------------------------------------
@@ -63,7 +74,8 @@ class Neighbourhood:
 
     def received(self, connection: Connection, message: ServiceMessage, path_id: int | None) -> None:
         """A message from a peer's node."""
-        if not self.rendezvous.serve(connection, message, path_id):
+        served = self.rendezvous.serve(connection, message, path_id)
+        if not served and not self.observers.serve(connection, message, path_id):
             self.signalling.receive(connection, message, path_id)
 
     # --- for the node --------------------------------------------------------------------------------------------
@@ -80,10 +92,15 @@ class Neighbourhood:
     async def call(self, contact: Contact, feed: CandidateFeed) -> None:
         """Add a peer's candidates to a dial as they come through rendezvous nodes, then end the feed."""
         peer = contact.id
+
+        def answered(candidates: Sequence[Candidate], terms: Terms) -> None:
+            feed.terms = terms
+            feed.add(candidates)
+
         try:
             await self.tried(_REACH_SECONDS)
             await self._reach(contact.rendezvous)
-            await self.signalling.call(peer, feed.add)
+            await self.signalling.call(peer, answered)
         except NoPathError as error:
             feed.failure = error
         finally:
@@ -100,6 +117,7 @@ class Neighbourhood:
     def forget(self, connection: Connection) -> None:
         """A connection has ended."""
         self.rendezvous.forget(connection)
+        self.observers.forget(connection)
         self.signalling.forget(connection)
 
     async def tried(self, seconds: float) -> None:
@@ -112,6 +130,9 @@ class Neighbourhood:
     def close(self) -> None:
         """Stop."""
         self.bootstrap.close()
+        self.signalling.close()
+        self.surroundings.close()
+        self.observers.close()
 
 
 def _bootstrap_contact(text: str) -> Contact:

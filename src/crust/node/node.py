@@ -33,6 +33,7 @@ from crust.node.mapping import PortMappings
 from crust.node.network import Neighbourhood
 from crust.node.stats import Stats
 from crust.node.udp import UdpFront
+from crust.proto.nat.terms import Terms
 from crust.types import Candidate, Report
 from crust.wire.contact import Contact, parse_target
 
@@ -123,6 +124,8 @@ class Node:
             known=lambda peer: self._known.get(peer, ()),
             called=self._called,
             listens_on=lambda port: any(port == own for _, own in acceptor.addresses),
+            local_for=acceptor.local_for,
+            front=front,
         )
         try:
             await self._acceptor.listen()
@@ -302,10 +305,16 @@ class Node:
             del self._dials[peer]
 
     def _start_dial(
-        self, contact: Contact, report: Report, started: float, limit: float, mode: _Mode = _Mode.CALL
+        self,
+        contact: Contact,
+        report: Report,
+        started: float,
+        limit: float,
+        mode: _Mode = _Mode.CALL,
+        terms: Terms | None = None,
     ) -> asyncio.Task[Connection]:
         core = self._started()
-        task = core.loop.create_task(self._dial(contact, report, started, limit, mode))
+        task = core.loop.create_task(self._dial(contact, report, started, limit, mode, terms))
         self._dials[contact.id] = task
         task.add_done_callback(lambda task: self._forget_dial(contact.id, task))
         return task
@@ -322,7 +331,7 @@ class Node:
             task = self._start_dial(contact, Report(str(contact.id)), monotonic(), limit, _Mode.DIRECT)
         return await self._wait_for_dial(contact.id, task)
 
-    def _called(self, contact: Contact, candidates: Sequence[Candidate]) -> bool:
+    def _called(self, contact: Contact, candidates: Sequence[Candidate], terms: Terms) -> bool:
         """A peer dials us through a rendezvous: dial it too, so that NATs on both sides open (PROTOCOL 21)."""
         assert self._acceptor is not None
         assert self._core is not None
@@ -332,7 +341,7 @@ class Node:
         if peer not in self._dials and self._core.registry.find(peer) is None:
             self._remember(peer, tuple(candidates))
             report = Report(str(peer))
-            task = self._start_dial(contact, report, monotonic(), _ANSWERING_SECONDS, _Mode.ANSWER)
+            task = self._start_dial(contact, report, monotonic(), _ANSWERING_SECONDS, _Mode.ANSWER, terms)
             self._dial_waiters[task] = 1  # the caller, for whom nobody here waits
             task.add_done_callback(lambda task: self._dial_waiters.pop(task, None))
             task.add_done_callback(_forget_failure)
@@ -344,10 +353,12 @@ class Node:
         if arrival is not None and not arrival.done():
             arrival.set_result(connection)
 
-    async def _dial(self, contact: Contact, report: Report, started: float, limit: float, mode: _Mode) -> Connection:
+    async def _dial(
+        self, contact: Contact, report: Report, started: float, limit: float, mode: _Mode, terms: Terms | None
+    ) -> Connection:
         core = self._started()
         peer = contact.id
-        race = core.loop.create_task(self._race(contact, report, started, mode))
+        race = core.loop.create_task(self._race(contact, report, started, mode, terms))
         arrival: asyncio.Future[Connection] = core.loop.create_future()
         self._arrivals[peer] = arrival
         try:
@@ -386,12 +397,15 @@ class Node:
             connection.report = report
         return connection
 
-    async def _race(self, contact: Contact, report: Report, started: float, mode: _Mode) -> DialledPath:
+    async def _race(
+        self, contact: Contact, report: Report, started: float, mode: _Mode, terms: Terms | None = None
+    ) -> DialledPath:
         """Race the addresses that are known, and those that come through rendezvous nodes."""
         assert self._dialler is not None
         assert self._core is not None
         assert self._neighbourhood is not None
         feed = CandidateFeed(self._known.get(contact.id, ()))
+        feed.terms = terms
         calling: asyncio.Task[None] | None = None
         assert self._acceptor is not None
         if mode is not _Mode.CALL:

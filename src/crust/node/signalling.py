@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, Final
 
 from crust.crypto.keys import PeerId
 from crust.errors import CrustError, NoPathError, RemoteProtocolError
@@ -12,8 +13,10 @@ from crust.net.clock import monotonic
 from crust.node.connection import Connection
 from crust.node.core import Core
 from crust.node.rendezvous import sign_presence
+from crust.node.surroundings import Surroundings
+from crust.proto.nat.terms import Standing, Terms, parse_standings, serialize_standing
 from crust.proto.signal import DialMemory, offer_hash, open_offer, seal_offer
-from crust.types import Candidate
+from crust.types import Candidate, Transport
 from crust.wire.contact import Contact
 from crust.wire.offer import Offer
 from crust.wire.service import (
@@ -36,9 +39,14 @@ _ANSWER_SECONDS: Final = 4.0
 _SETTLE_SECONDS: Final = 1.0
 _CANDIDATES_MOST: Final = 32
 
-CallHandler = Callable[[Contact, Sequence[Candidate]], bool]
-"""Told of a peer that dials us: its contact, and its candidates with what the rendezvous has seen. Returns whether to
-answer with our addresses."""
+_ANSWERS_KEPT: Final = 256
+
+CallHandler = Callable[[Contact, Sequence[Candidate], Terms], bool]
+"""Told of a peer that dials us: its contact, its candidates with what the rendezvous has seen, and both NATs. Returns
+whether to answer with our addresses."""
+
+AnswerHandler = Callable[[Sequence[Candidate], Terms], None]
+"""Told of the candidates of a peer that we dial, and of both NATs."""
 
 
 class Call:
@@ -46,11 +54,15 @@ class Call:
 
     Attributes:
         dial_id: 16 random bytes.
+        terms: both NATs, as far as they are known.
     """
 
-    def __init__(self, peer: PeerId, dial_id: bytes, on_candidates: Callable[[Sequence[Candidate]], None]) -> None:
+    def __init__(
+        self, peer: PeerId, dial_id: bytes, ours: dict[Transport, Standing], on_candidates: AnswerHandler
+    ) -> None:
         self.peer = peer
         self.dial_id = dial_id
+        self.terms = Terms(ours)
         self.on_candidates = on_candidates
         self.hashes: set[bytes] = set()
         self.open: set[Connection] = set()
@@ -72,6 +84,7 @@ class Signalling:
         own_candidates: gives our addresses, to be told to a peer.
         on_call: called with each peer that dials us.
         listens_on: says whether a local port is one that we listen on.
+        surroundings: keeps how our NATs behave.
     """
 
     def __init__(
@@ -80,9 +93,14 @@ class Signalling:
         own_candidates: Callable[[], list[Candidate]],
         on_call: CallHandler,
         listens_on: Callable[[int], bool],
+        surroundings: Surroundings,
     ) -> None:
         self._core = core
         self._listens_on = listens_on
+        self._surroundings = surroundings
+        self._path_times: dict[tuple[Connection, int], float] = {}
+        self._answering: dict[bytes, Terms] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._own_candidates = own_candidates
         self._on_call = on_call
         self._servers: dict[Connection, asyncio.TimerHandle | None] = {}
@@ -104,10 +122,14 @@ class Signalling:
                 self.path_up(connection, path_id)
 
     async def settled(self) -> None:
-        """Wait until our servers have told us our outside addresses, and know us. Each has a second for it."""
+        """Wait until our servers have told us our outside addresses, and know us. Each has a second for it.
+
+        What else is learnt of our NAT is waited for a moment only.
+        """
         waiting = list(self._unsettled.values())
         if waiting:
             await asyncio.wait(waiting, timeout=_SETTLE_SECONDS)
+        await self._surroundings.learnt()
 
     def _settle(self, connection: Connection) -> None:
         waiting = self._unsettled.pop(connection, None)
@@ -117,6 +139,8 @@ class Signalling:
     def path_up(self, connection: Connection, path_id: int) -> None:
         """A path of a server is up: ask for our address on it."""
         if connection in self._servers:
+            self._path_times[connection, path_id] = monotonic()
+            self._surroundings.path_up(connection, path_id)
             connection.send_service(AskAddress(), path_id)
 
     def forget(self, connection: Connection) -> None:
@@ -127,6 +151,9 @@ class Signalling:
             timer.cancel()
         for key in [key for key in self._observed if key[0] is connection]:
             del self._observed[key]
+        for key in [key for key in self._path_times if key[0] is connection]:
+            del self._path_times[key]
+        self._surroundings.forget(connection)
         for call in self._calls.values():
             call.open.discard(connection)
             call.settle()
@@ -156,6 +183,8 @@ class Signalling:
 
     def receive(self, connection: Connection, message: ServiceMessage, path_id: int | None) -> None:
         """A message that is not for our own rendezvous service."""
+        if connection in self._servers and self._surroundings.receive(connection, message, path_id):
+            return
         if isinstance(message, Address) and path_id is not None:
             self._learn_address(connection, message, path_id)
         elif isinstance(message, Challenge):
@@ -174,6 +203,8 @@ class Signalling:
         if connection in self._servers and path is not None and self._listens_on(connection.path_local_port(path_id)):
             found = Candidate(path.transport, message.host, message.port, "server-reflexive")
             self._observed[connection, path_id] = found
+            asked_at = self._path_times.get((connection, path_id), monotonic())
+            self._surroundings.address_seen(connection, path_id, (message.host, message.port), asked_at)
         # Asked after the challenge, so our presence is on its way before this answer.
         self._settle(connection)
 
@@ -191,8 +222,8 @@ class Signalling:
 
     # --- calling -------------------------------------------------------------------------------------------------
 
-    async def call(self, peer: PeerId, on_candidates: Callable[[Sequence[Candidate]], None]) -> None:
-        """Ask every rendezvous to pass our offer to a peer; its candidates come to `on_candidates`.
+    async def call(self, peer: PeerId, on_candidates: AnswerHandler) -> None:
+        """Ask every rendezvous to pass our offer to a peer; its candidates and both NATs come to `on_candidates`.
 
         Returns when the peer has answered; candidates may trickle in until the caller cancels.
 
@@ -202,7 +233,8 @@ class Signalling:
         servers = self.servers
         if not servers:
             raise NoPathError("no address of this peer is known, and no rendezvous is connected")
-        call = Call(peer, self._core.random(16), on_candidates)
+        call = Call(peer, self._core.random(16), await self._surroundings.prepare(), on_candidates)
+        call.terms = replace(call.terms, controlling=self._core.identity.id > peer)
         self._calls[call.dial_id] = call
         try:
             for server in servers:
@@ -221,15 +253,17 @@ class Signalling:
                 self._core.loop.call_later(_ANSWER_SECONDS, self._calls.pop, call.dial_id, None)
 
     def _send_offer(self, call: Call, server: Connection) -> None:
-        sealed = self._seal(call.peer, call.dial_id, b"", server.peer)
+        sealed = self._seal(call.peer, call.dial_id, b"", server.peer, call.terms)
         call.hashes.add(offer_hash(sealed))
         call.open.add(server)
         server.send_service(Forward(call.dial_id, call.peer.bytes(), sealed))
 
-    def _seal(self, peer: PeerId, dial_id: bytes, answers: bytes, through: PeerId) -> bytes:
+    def _seal(self, peer: PeerId, dial_id: bytes, answers: bytes, through: PeerId, terms: Terms) -> bytes:
         core = self._core
+        now = monotonic()
         contact = Contact(core.identity.id, tuple(self._own_candidates()[:_CANDIDATES_MOST]))
-        offer = Offer(dial_id, answers, contact, peer, through)
+        nats = tuple(serialize_standing(transport, ours, now) for transport, ours in terms.ours.items())
+        offer = Offer(dial_id, answers, contact, peer, through, nats=nats)
         return seal_offer(core.identity, core.network, offer, random=core.random)
 
     # --- answering -----------------------------------------------------------------------------------------------
@@ -247,29 +281,56 @@ class Signalling:
         if offer.dial_id != message.dial_id:
             core.stats.count("offer.not_authentic")
             return
-        candidates = _with_seen(offer.contact, message.seen)
         if offer.answers:
-            self._answered(offer, candidates)
+            self._answered(offer, message)
         elif self._memory.is_new(
             offer.contact.id, offer.dial_id + connection.peer.bytes(), offer.lifetime, monotonic()
         ):
-            if not self._on_call(offer.contact, candidates):
-                core.stats.count("offer.withheld")
-                return
-            sealed = self._seal(offer.contact.id, offer.dial_id, offer_hash(message.sealed), connection.peer)
-            connection.send_service(Forward(offer.dial_id, offer.contact.id.bytes(), sealed))
-            core.stats.count("offer.answered")
+            self._run(self._answer_soon(connection, offer, message))
         else:
             core.stats.count("offer.repeated")
 
-    def _answered(self, offer: Offer, candidates: list[Candidate]) -> None:
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._core.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer_soon(self, connection: Connection, offer: Offer, message: Forwarded) -> None:
+        """Answer an offer, once we know where our NAT stands."""
+        peer = offer.contact.id
+        if offer.dial_id not in self._answering and not self._surroundings.ready:
+            await self._surroundings.prepare()
+        terms = self._answering.get(offer.dial_id)
+        if terms is None:
+            # The same for every rendezvous that the offer comes through: both sides go by what was said.
+            theirs = parse_standings(offer.nats, monotonic())
+            ours = self._surroundings.standings()
+            terms = Terms(ours, theirs, controlling=self._core.identity.id > peer, caller=False)
+            while len(self._answering) >= _ANSWERS_KEPT:
+                del self._answering[next(iter(self._answering))]
+        terms = self._answering[offer.dial_id] = terms.attests(host for _, host, _ in message.seen)
+        if not self._on_call(offer.contact, _with_seen(offer.contact, message.seen), terms):
+            self._core.stats.count("offer.withheld")
+            return
+        sealed = self._seal(peer, offer.dial_id, offer_hash(message.sealed), connection.peer, terms)
+        connection.send_service(Forward(offer.dial_id, peer.bytes(), sealed))
+        self._core.stats.count("offer.answered")
+
+    def _answered(self, offer: Offer, message: Forwarded) -> None:
         call = self._calls.get(offer.dial_id)
         if call is None or offer.contact.id != call.peer or offer.answers not in call.hashes:
             self._core.stats.count("offer.unexpected_answer")
             return
         call.answered = True
-        call.on_candidates(candidates)
+        theirs = call.terms.theirs or parse_standings(offer.nats, monotonic())
+        call.terms = replace(call.terms, theirs=theirs).attests(host for _, host, _ in message.seen)
+        call.on_candidates(_with_seen(offer.contact, message.seen), call.terms)
         call.settle()
+
+    def close(self) -> None:
+        """Stop."""
+        for task in self._tasks:
+            task.cancel()
 
 
 def _with_seen(contact: Contact, seen: Sequence[tuple[int, str, int]]) -> list[Candidate]:

@@ -22,6 +22,7 @@ from crust.proto.tunnel.events import DialFailed, DialSucceeded, Knocked, Lost, 
 from crust.proto.utp.config import UtpConfig
 from crust.proto.utp.events import Ended, PeerFinished
 from crust.proto.utp.state import State
+from crust.wire.service import REACH_BYTES
 from crust.wire.tunnel import OVERHEAD_BYTES
 
 if TYPE_CHECKING:
@@ -230,6 +231,7 @@ class UdpFront:
         self._dials: dict[Dial, UtpDial] = {}
         self._closing: dict[UtpLink, None] = {}
         self._settling: asyncio.Future[None] | None = None
+        self._awaited: dict[bytes, Callable[[], None]] = {}
         self.knocked: Callable[[Knock], None] | None = None
         self.endpoint: Final = TunnelEndpoint(
             core.identity,
@@ -329,6 +331,29 @@ class UdpFront:
             future.result().abort()
         self._stop_watching()
 
+    # --- datagrams that are nobody's -----------------------------------------------------------------------------
+
+    def send_plain(self, data: bytes, local_port: int, host: str, port: int) -> bool:
+        """Send a datagram as it is, from the socket with that port; whether there is such a socket.
+
+        Raises:
+            OSError: not a numeric address.
+        """
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        for sock in self._sockets:
+            if sock.family == family and sock.local[1] == local_port:
+                sock.send(data, len(data), sockaddr(host, port))
+                return True
+        return False
+
+    def await_plain(self, word: bytes, heard: Callable[[], None]) -> None:
+        """Be told, once, when a datagram of just these bytes comes, wherever from."""
+        self._awaited[word] = heard
+
+    def forget_plain(self, word: bytes) -> None:
+        """Do not wait for a datagram any more."""
+        self._awaited.pop(word, None)
+
     def _stop_watching(self) -> None:
         if not self.endpoint.dialling:
             for sock in self._sockets:
@@ -363,6 +388,9 @@ class UdpFront:
 
     def udp_received(self, number: int, data: memoryview, size: int, address: tuple[Any, ...]) -> None:
         """Datagrams of one source."""
+        if self._awaited and len(data) == REACH_BYTES and (heard := self._awaited.pop(bytes(data), None)) is not None:
+            heard()
+            return
         self.endpoint.receive_datagrams(data, size, (number, address), monotonic())
 
     def udp_drained(self) -> None:

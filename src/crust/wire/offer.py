@@ -10,10 +10,59 @@ from crust.crypto.keys import PeerId
 from crust.errors import ParseError, RemoteProtocolError
 from crust.wire.contact import Contact
 
-__all__ = ["OFFER_LIFETIME", "Offer", "parse_offer", "serialize_offer"]
+__all__ = ["MEETINGS_MOST", "OFFER_LIFETIME", "NatRecord", "Offer", "PortForecast", "parse_offer", "serialize_offer"]
 
 OFFER_LIFETIME: Final = 30
 """Seconds for which an offer is good, and its dial id remembered (PROTOCOL 21)."""
+
+
+MEETINGS_MOST: Final = 8
+"""Most rounds in which two sequential NATs try to meet."""
+
+_Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+_Kind = Annotated[int, msgspec.Meta(ge=0, le=3)]
+
+
+class PortForecast(msgspec.Struct, frozen=True, array_like=True):
+    """Where a NAT that counts its ports up or down stands.
+
+    Attributes:
+        host: its outside host.
+        last: the newest port that was seen.
+        age_ms: how long ago, when the offer was made.
+        rate: ports that others behind it use up in a hundred seconds.
+    """
+
+    host: Annotated[str, msgspec.Meta(max_length=45)]
+    last: _Port
+    age_ms: Annotated[int, msgspec.Meta(ge=0, le=600_000)]
+    rate: Annotated[int, msgspec.Meta(ge=0, le=200_000)]
+
+
+class NatRecord(msgspec.Struct, frozen=True, array_like=True):
+    """What the sender of an offer knows of its NAT, for one transport; words are those of RFC 4787.
+
+    Attributes:
+        transport: 0 TCP, 1 µTP.
+        translated: False: no NAT.
+        mapping: 0 unknown, 1 endpoint-independent, 2 address-dependent, 3 address-and-port-dependent.
+        filtering: the same numbers.
+        allocation: 0 unknown, 1 preserving, 2 sequential, 3 random.
+        step: between two ports, if sequential.
+        certain: in percent, how sure the mapping is.
+        forecast: if sequential.
+        meeting: the ports that the sender will try to obtain, one for each round, should both NATs be sequential.
+    """
+
+    transport: Annotated[int, msgspec.Meta(ge=0, le=1)]
+    translated: bool
+    mapping: _Kind
+    filtering: _Kind
+    allocation: _Kind
+    step: Annotated[int, msgspec.Meta(ge=-32768, le=32767)] = 0
+    certain: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    forecast: PortForecast | None = None
+    meeting: Annotated[tuple[_Port, ...], msgspec.Meta(max_length=MEETINGS_MOST)] = ()
 
 
 class _Body(msgspec.Struct, frozen=True, array_like=True):
@@ -24,6 +73,7 @@ class _Body(msgspec.Struct, frozen=True, array_like=True):
     rendezvous: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     lifetime: Annotated[int, msgspec.Meta(ge=1, le=60)]
     contact: Annotated[bytes, msgspec.Meta(max_length=4096)]
+    nats: Annotated[tuple[NatRecord, ...], msgspec.Meta(max_length=4)] = ()
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -36,6 +86,7 @@ class Offer(msgspec.Struct, frozen=True):
         receiver: for whom it is.
         rendezvous: through whom it goes; refused through another (PROTOCOL 21).
         lifetime: seconds.
+        nats: what the sender knows of its NAT, at most one for each transport.
     """
 
     dial_id: bytes
@@ -44,6 +95,7 @@ class Offer(msgspec.Struct, frozen=True):
     receiver: PeerId
     rendezvous: PeerId
     lifetime: int = OFFER_LIFETIME
+    nats: tuple[NatRecord, ...] = ()
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -61,6 +113,7 @@ def serialize_offer(offer: Offer) -> bytes:
             offer.rendezvous.bytes(),
             offer.lifetime,
             bytes(offer.contact),
+            offer.nats,
         )
     )
 
@@ -80,6 +133,7 @@ def parse_offer(data: bytes) -> Offer:
             PeerId(body.receiver),
             PeerId(body.rendezvous),
             body.lifetime,
+            body.nats,
         )
     except (msgspec.DecodeError, ParseError, RecursionError, ValueError) as error:
         raise RemoteProtocolError(f"an offer cannot be read: {error}") from error

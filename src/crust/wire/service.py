@@ -1,4 +1,4 @@
-"""What two connected nodes tell each other: observed addresses, presence, forwarded offers.
+"""What two connected nodes tell each other: observed addresses, how a NAT behaves, presence, forwarded offers.
 
 Each message is a MessagePack array whose first item is its kind; they travel in SERVICE and PATH_SERVICE frames.
 """
@@ -11,18 +11,25 @@ import msgspec
 
 from crust.errors import RemoteProtocolError
 from crust.types import Transport
+from crust.wire.probe import KEY_BYTES, NUMBER_BYTES, TOKEN_BYTES
 
 __all__ = [
+    "REACH_BYTES",
     "SEEN_MOST",
     "TRANSPORTS",
     "Address",
     "AskAddress",
     "AskChallenge",
+    "AskObserver",
+    "AskReach",
     "Challenge",
     "Forward",
     "Forwarded",
+    "Observer",
     "Presence",
+    "Reached",
     "ServiceMessage",
+    "Sighted",
     "Undelivered",
     "Why",
     "parse_service",
@@ -31,6 +38,9 @@ __all__ = [
 
 SERVICE_BYTES: Final = 16384
 """Most bytes of one message."""
+
+REACH_BYTES: Final = 32
+"""Of the datagram that shows whether an address can be reached."""
 
 SEEN_MOST: Final = 8
 """Most addresses in one `Forwarded`."""
@@ -44,6 +54,7 @@ _Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 _Sealed = Annotated[bytes, msgspec.Meta(min_length=1, max_length=8192)]
 _Host = Annotated[str, msgspec.Meta(max_length=45)]
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+_PortOrNone = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 class AskAddress(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -97,6 +108,44 @@ class Undelivered(msgspec.Struct, frozen=True, array_like=True, tag=7):
     why: Annotated[int, msgspec.Meta(ge=1, le=255)]
 
 
+class AskObserver(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """At which other port of yours can I show my sockets? Asked on a path: the host is where the path leads."""
+
+
+class Observer(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """At these, by probes with this token under this key (`wire.probe`); port 0: not there."""
+
+    tcp: _PortOrNone
+    utp: _PortOrNone
+    token: Annotated[bytes, msgspec.Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
+    key: Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+
+
+class Sighted(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """A probe of yours came from here."""
+
+    number: Annotated[bytes, msgspec.Meta(min_length=NUMBER_BYTES, max_length=NUMBER_BYTES)]
+    transport: _Transport
+    host: _Host
+    port: _Port
+
+
+class AskReach(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Can you reach me on this path's address from a port of yours that I have sent nothing to?
+
+    Over µTP the rendezvous sends these bytes from there; over TCP it tries to connect, and says how it went.
+    """
+
+    word: Annotated[bytes, msgspec.Meta(min_length=REACH_BYTES, max_length=REACH_BYTES)]
+
+
+class Reached(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """Whether the TCP connection came about, or (µTP) that all datagrams were sent."""
+
+    word: Annotated[bytes, msgspec.Meta(min_length=REACH_BYTES, max_length=REACH_BYTES)]
+    connected: bool
+
+
 class Why:
     """Reasons in `Undelivered`."""
 
@@ -105,7 +154,21 @@ class Why:
     NO_SERVICE: Final = 3
 
 
-ServiceMessage = AskAddress | Address | AskChallenge | Challenge | Presence | Forward | Forwarded | Undelivered
+ServiceMessage = (
+    AskAddress
+    | Address
+    | AskChallenge
+    | Challenge
+    | Presence
+    | Forward
+    | Forwarded
+    | Undelivered
+    | AskObserver
+    | Observer
+    | Sighted
+    | AskReach
+    | Reached
+)
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(ServiceMessage)

@@ -450,6 +450,8 @@ class NatBehaviour:
         if not robust:
             if same == 0 and differ > 0 and self._verdict.mapping is Mapping.UNKNOWN:
                 return Mapping.ADDRESS_AND_PORT_DEPENDENT, 0.3  # two strangers differ, and one of them may lie
+            if same == differ == 0 and self._same_host.votes:
+                return self._judge_mapping_by_ports()
             if same == 0:
                 return self._verdict.mapping, self._verdict.mapping_confidence
             return Mapping.ENDPOINT_INDEPENDENT, _confidence(same, 0.0)
@@ -464,10 +466,20 @@ class NatBehaviour:
         known = self._same_host.robust(False)
         return Mapping.ADDRESS_AND_PORT_DEPENDENT, _confidence(differ, same) * (1.0 if known else 0.75)
 
+    def _judge_mapping_by_ports(self) -> tuple[Mapping, float]:
+        """All that is known is what two ports of one host saw."""
+        same, differ = self._same_host.weight(True), self._same_host.weight(False)
+        if self._same_host.robust(False) and differ > same:
+            return Mapping.ADDRESS_AND_PORT_DEPENDENT, _confidence(differ, same)
+        # Few NATs look at the address alone; they look like this, too.
+        return Mapping.ENDPOINT_INDEPENDENT, 0.75 * _confidence(same, differ)
+
     def _judge_filtering(self) -> tuple[Filtering, float]:
         address, port = self._reach[FilteringKind.OTHER_ADDRESS], self._reach[FilteringKind.OTHER_PORT]
         if address.weight(True) and address.weight(True) * STEADINESS >= address.weight(False):
             return Filtering.ENDPOINT_INDEPENDENT, _confidence(address.weight(True), address.weight(False))
+        if not address.robust(False) and not address.votes and port.votes:
+            return self._judge_filtering_by_ports(port)
         if not address.robust(False):
             return self._verdict.filtering, self._verdict.filtering_confidence
         if self._leads(port, True):
@@ -476,6 +488,15 @@ class NatBehaviour:
         known = port.robust(False)
         confidence = _confidence(address.weight(False), address.weight(True)) * (1.0 if known else 0.75)
         return Filtering.ADDRESS_AND_PORT_DEPENDENT, confidence
+
+    def _judge_filtering_by_ports(self, port: _Ballot[bool]) -> tuple[Filtering, float]:
+        """No second host took part: what lets another port in may let everyone in, what does not lets nobody in."""
+        answered, silent = port.weight(True), port.weight(False)
+        if answered and answered * STEADINESS >= silent:
+            return Filtering.ADDRESS_DEPENDENT, 0.75 * _confidence(answered, silent)
+        if port.robust(False):
+            return Filtering.ADDRESS_AND_PORT_DEPENDENT, _confidence(silent, answered)
+        return self._verdict.filtering, self._verdict.filtering_confidence
 
     def _judge_hairpinning(self) -> bool | None:
         if not self._hairpin.votes:

@@ -234,7 +234,8 @@ def test_a_mapping_that_lapsed_is_not_compared_with_the_one_before() -> None:
         (False, True, Filtering.ADDRESS_DEPENDENT),
         (False, False, Filtering.ADDRESS_AND_PORT_DEPENDENT),
         (False, None, Filtering.ADDRESS_AND_PORT_DEPENDENT),
-        (None, True, Filtering.UNKNOWN),
+        (None, True, Filtering.ADDRESS_DEPENDENT),
+        (None, False, Filtering.ADDRESS_AND_PORT_DEPENDENT),
     ],
 )
 def test_filtering(address: bool | None, port: bool | None, expected: Filtering) -> None:
