@@ -36,7 +36,18 @@ class Delivery:
         service: called with each message between the nodes.
     """
 
-    __slots__ = ("_closed", "_held", "_inbox", "_opening", "_service", "_streams", "_terms", "signatures", "verifier")
+    __slots__ = (
+        "_closed",
+        "_held",
+        "_inbox",
+        "_opening",
+        "_peer_hears",
+        "_service",
+        "_streams",
+        "_terms",
+        "signatures",
+        "verifier",
+    )
 
     def __init__(
         self,
@@ -55,6 +66,7 @@ class Delivery:
         self._opening: dict[int, int] = {}  # priorities of streams whose opening is held
         self.verifier: Verifier | None = None
         self.signatures = 0  # verified so far
+        self._peer_hears = False
 
     def take(self, frame: frames.NumberedFrame, now: float) -> None:
         """The next frame.
@@ -93,6 +105,12 @@ class Delivery:
         else:
             _DELIVER[type(frame)](self, frame, message, mark, now)
 
+    def peer_hears(self) -> None:
+        """The peer has acknowledged its first frame."""
+        self._peer_hears = True
+        if self.verifier is not None:
+            self.verifier.heard()
+
     def check_overdue(self, now: float) -> None:
         """Cut off a peer that withholds its signatures (PROTOCOL 19).
 
@@ -109,6 +127,8 @@ class Delivery:
         if terms is None or self.verifier is not None:
             raise RemoteProtocolError("a seed for signatures that were not agreed")
         self.verifier = Verifier(terms.remote, terms.identity.id, terms.hash_id, frame.seed, terms.session_id)
+        if not self._peer_hears:
+            self.verifier.unheard()
 
     def _on_signature(self, frame: frames.Signature, now: float) -> None:
         if self.verifier is None:

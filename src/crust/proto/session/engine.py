@@ -377,8 +377,11 @@ class Session:
         self._acknowledged(frame.next_expected, now)
 
     def _acknowledged(self, next_expected: int, now: float) -> None:
+        first = not self.outbox.acked
         if not self.outbox.acknowledge(next_expected):
             return
+        if first:
+            self.delivery.peer_hears()
         self._paths.progressed(now)
         close_number = self.outbox.close_number
         if close_number is not None and next_expected > close_number and self.remote_closed:

@@ -489,6 +489,17 @@ class Verifier(_Ledger):
         """
         self._waited = -RESUME_SECONDS
 
+    def unheard(self) -> None:
+        """The peer may not have heard our HELLO yet, which it needs for its first signature: a path may be one-way.
+
+        A peer that merely keeps silent about it gains the same time once, within the same bounds.
+        """
+        self._waited = -RESUME_SECONDS
+
+    def heard(self) -> None:
+        """The peer has acknowledged something of ours, so it knows the session."""
+        self._waited = max(self._waited, 0.0)
+
     def receive_signature(self, body: bytes, now: float) -> range:
         """Check a signature.
 

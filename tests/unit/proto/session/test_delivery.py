@@ -279,12 +279,34 @@ class TestLiars:
 
     def test_withheld_for_five_seconds_while_frames_keep_coming(self) -> None:
         pair, link, _ = self.liar()
+        self.say(pair, link, frames.serialize_ack(1))
         for n in range(1, 50):
             self.say(pair, link, frames.serialize_messages(n, 4, [b"x"]))
             pair.clock.advance(0.1)
         pair.clock.advance(0.2)
         with pytest.raises(RemoteProtocolError, match="withheld"):
             self.say(pair, link, frames.serialize_messages(50, 4, [b"x"]))
+
+    def test_a_peer_that_may_not_have_heard_us_has_more_time(self) -> None:
+        """Its signature names the session, and so our nonce; on a path that is one-way it cannot know that yet."""
+        pair, link, _ = self.liar()
+        for n in range(1, 120):
+            self.say(pair, link, frames.serialize_messages(n, 4, [b"x"]))
+            pair.clock.advance(1.0)
+        self.say(pair, link, frames.serialize_ack(1))
+        for n in range(120, 125):
+            self.say(pair, link, frames.serialize_messages(n, 4, [b"x"]))
+            pair.clock.advance(1.0)
+        with pytest.raises(RemoteProtocolError, match="withheld"):
+            self.say(pair, link, frames.serialize_messages(125, 4, [b"x"]))
+
+    def test_a_peer_that_claims_not_to_hear_us_does_not_have_it_for_ever(self) -> None:
+        pair, link, _ = self.liar()
+        for n in range(1, 127):
+            self.say(pair, link, frames.serialize_messages(n, 4, [b"x"]))
+            pair.clock.advance(1.0)
+        with pytest.raises(RemoteProtocolError, match="withheld"):
+            self.say(pair, link, frames.serialize_messages(127, 4, [b"x"]))
 
     def test_withheld_for_65536_messages(self) -> None:
         pair, link, _ = self.liar()
