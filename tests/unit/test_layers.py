@@ -46,7 +46,7 @@ def test_contracts_hold() -> None:
     ("module", "planted", "broken"),
     [
         ("proto/timers.py", "import time", "crust.proto.timers -> time"),
-        ("wire/frames.py", "import asyncio", "crust.wire.frames -> asyncio"),
+        ("wire/frames/layout.py", "import asyncio", "crust.wire.frames.layout -> asyncio"),
         ("crypto/curve.py", "from crust.wire import frames", "crust.crypto.curve -> crust.wire.frames"),
     ],
 )
