@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 
 from crust.net.clock import monotonic
+from crust.net.stun_service import StunService
 from crust.proto.nat.stun import (
     StunClient,
     StunEvent,
-    StunServer,
-    StunServerStream,
     StunStreamClient,
     StunSucceeded,
 )
@@ -153,16 +152,6 @@ async def test_tcp(coturn: int) -> None:
     await writer.wait_closed()
 
 
-class Server(asyncio.DatagramProtocol):
-    def __init__(self, engine: StunServer, endpoint: tuple[int, int], transports: dict[tuple[int, int], Any]) -> None:
-        self.engine, self.endpoint, self.transports = engine, endpoint, transports
-
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        reply = self.engine.respond(data, addr, endpoint=self.endpoint)
-        if reply is not None:
-            self.transports[reply.endpoint].sendto(reply.data, reply.destination)
-
-
 async def run_program(*command: str) -> str:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
@@ -176,45 +165,50 @@ async def test_our_server_answers_coturns_client() -> None:
     program = shutil.which("turnutils_stunclient")
     if program is None:
         pytest.skip("coturn is not installed")
-    loop = asyncio.get_running_loop()
     port = free_ports()
-    endpoints = {(i, j): (HOSTS[i], port + j) for i in (0, 1) for j in (0, 1)}
-    engine = StunServer(endpoints)
-    transports: dict[tuple[int, int], Any] = {}
-    for endpoint, address in endpoints.items():
-        made = Server(engine, endpoint, transports)
-        transports[endpoint], _ = await loop.create_datagram_endpoint(lambda made=made: made, local_addr=address)
+    service = StunService(lambda _: None)
+    await service.open([f"{host}:{port}" for host in HOSTS])
     try:
         out = await run_program(program, "-f", "-L", HOSTS[0], "-p", str(port), HOSTS[0])
     finally:
-        for transport in transports.values():
-            transport.close()
+        service.close()
     assert out.count("UDP reflexive addr: 127.0.0.1:") == 2
     assert f"Other addr: : {HOSTS[1]}:{port + 1}" in out
     assert f"Response origin: : {HOSTS[1]}:{port + 1}" in out
     assert "The response is an error 420" in out  # PADDING, which would be answered at length
 
 
-async def test_our_server_over_tcp() -> None:
-    """Our own two ends over a real connection; coturn's client has no TCP."""
+async def test_our_server_tells_coturns_client_the_behaviour_of_a_nat() -> None:
+    """RFC 5780: there is no NAT on loopback, and anybody gets in."""
+    program = shutil.which("turnutils_natdiscovery")
+    if program is None:
+        pytest.skip("coturn is not installed")
+    port = free_ports()
+    service = StunService(lambda _: None)
+    await service.open([f"{host}:{port}" for host in HOSTS])
+    try:
+        out = await run_program(program, "-m", "-f", "-L", HOSTS[0], "-p", str(port), HOSTS[0])
+    finally:
+        service.close()
+    assert "No NAT! (Endpoint Independent Mapping)" in out
+    assert "NAT with Endpoint Independent Filtering!" in out
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        stream = StunServerStream(StunServer(), writer.get_extra_info("peername"))
-        while data := await reader.read(1024):
-            writer.write(stream.receive_data(data))
-        writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    address = server.sockets[0].getsockname()
-    reader, writer = await asyncio.open_connection(*address)
-    client = StunStreamClient(address, os.urandom)
-    client.request(monotonic())
-    writer.write(client.data_to_send())
-    client.receive_data(await reader.readexactly(32), monotonic())
-    event = client.next_event()
-    assert isinstance(event, StunSucceeded)
-    assert event.observed == writer.get_extra_info("sockname")
-    writer.close()
-    await writer.wait_closed()
-    server.close()
-    await server.wait_closed()
+async def test_our_server_answers_aioices_client() -> None:
+    """The STUN client of aiortc: WebRTC in Python."""
+    ice = pytest.importorskip("aioice.ice")
+    stun = pytest.importorskip("aioice.stun")
+    service = StunService(lambda _: None)
+    await service.open(["127.0.0.1:0"])
+    loop = asyncio.get_running_loop()
+    receiver = ice.Connection(ice_controlling=True)
+    _, protocol = await loop.create_datagram_endpoint(lambda: ice.StunProtocol(receiver), local_addr=("127.0.0.1", 0))
+    try:
+        question = stun.Message(message_method=stun.Method.BINDING, message_class=stun.Class.REQUEST)
+        async with asyncio.timeout(20):
+            answer, source = await protocol.request(question, service.addresses[0])
+        assert answer.attributes["XOR-MAPPED-ADDRESS"] == protocol.transport.get_extra_info("sockname")
+        assert source == service.addresses[0]
+    finally:
+        protocol.transport.close()
+        service.close()
