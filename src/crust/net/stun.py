@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from crust.net.clock import monotonic
@@ -44,7 +45,23 @@ class StunSocket(asyncio.DatagramProtocol):
         self._client = client
         self._waiting: dict[bytes, asyncio.Future[StunEvent]] = {}
         self._transport: asyncio.DatagramTransport | None = None
+        self._send: Callable[[bytes, Address], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def over(
+        cls, send: Callable[[bytes, Address], None], *, initial_rto: float = 0.25, transmissions: int = 4
+    ) -> StunSocket:
+        """Ask over a socket that belongs to somebody else, who hands in what it receives (`take`).
+
+        Args:
+            send: sends a datagram.
+            initial_rto: seconds to the first retransmission; doubled each time.
+            transmissions: how often a request is sent before it has failed.
+        """
+        made = cls(StunClient(os.urandom, initial_rto=initial_rto, transmissions=transmissions, last_wait=3))
+        made._send = send
+        return made
 
     @classmethod
     async def open(cls, host: str, *, initial_rto: float = 0.25, transmissions: int = 4) -> StunSocket:
@@ -84,7 +101,9 @@ class StunSocket(asyncio.DatagramProtocol):
 
     def send(self, data: bytes, to: Address) -> None:
         """Send a datagram of another kind."""
-        if self._transport is not None:
+        if self._send is not None:
+            self._send(data, to)
+        elif self._transport is not None:
             self._transport.sendto(data, to)
 
     def close(self) -> None:
@@ -103,12 +122,17 @@ class StunSocket(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         """Called by the event loop."""
         source: Address = (str(addr[0]), int(addr[1]))
-        if self._client.owns(data):
-            self._client.receive_datagrams([(data, source)], monotonic())
-            self._pump()
-        else:
+        if not self.take(data, source):
             with contextlib.suppress(asyncio.QueueFull):
                 self.foreign.put_nowait((data, source))
+
+    def take(self, data: bytes, source: Address) -> bool:
+        """Take a datagram if it answers a request of ours."""
+        if not self._client.owns(data):
+            return False
+        self._client.receive_datagrams([(data, source)], monotonic())
+        self._pump()
+        return True
 
     def _pump(self) -> None:
         now = monotonic()
@@ -201,6 +225,18 @@ class StunConnection:
             self.silent = not reached and error.errno not in (errno.ECONNREFUSED, errno.ECONNRESET)
             detail = error.strerror or str(error)
             return StunFailed(b"", self._server, StunFailure.UNREACHABLE, 0, detail, 1)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the answer came, and the other end has not hung up since."""
+        if not isinstance(self.answer, StunSucceeded):
+            return False
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Close the connection."""

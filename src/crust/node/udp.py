@@ -23,6 +23,7 @@ from crust.proto.utp.config import UtpConfig
 from crust.proto.utp.events import Ended, PeerFinished
 from crust.proto.utp.state import State
 from crust.wire.service import REACH_BYTES
+from crust.wire.stun import looks_like_stun
 from crust.wire.tunnel import OVERHEAD_BYTES
 
 if TYPE_CHECKING:
@@ -232,6 +233,7 @@ class UdpFront:
         self._closing: dict[UtpLink, None] = {}
         self._settling: asyncio.Future[None] | None = None
         self._awaited: dict[bytes, Callable[[], None]] = {}
+        self.stun_received: Callable[[bytes, tuple[str, int]], bool] | None = None
         self.knocked: Callable[[Knock], None] | None = None
         self.endpoint: Final = TunnelEndpoint(
             core.identity,
@@ -390,6 +392,9 @@ class UdpFront:
         """Datagrams of one source."""
         if self._awaited and len(data) == REACH_BYTES and (heard := self._awaited.pop(bytes(data), None)) is not None:
             heard()
+            return
+        # A datagram of the tunnel looks like this once in 2^34 times, and is sent again.
+        if self.stun_received is not None and looks_like_stun(data) and self.stun_received(bytes(data), address[:2]):
             return
         self.endpoint.receive_datagrams(data, size, (number, address), monotonic())
 

@@ -167,7 +167,7 @@ class StunMessage:
         return self.xor_mapped_address or self.mapped_address
 
 
-def looks_like_stun(data: bytes) -> bool:
+def looks_like_stun(data: bytes | memoryview) -> bool:
     """Whether bytes begin as a STUN message does; the cheap test before `parse_stun`."""
     return len(data) >= HEADER_BYTES and data[0] < 0x40 and data[4:8] == _COOKIE
 
