@@ -1,8 +1,4 @@
-"""A connection to a peer: the asyncio front of a session, over whatever paths there are.
-
-`Connection.pump` is the one place that drains the engine: it writes what the session has to say, hands out its
-events, and arms one timer.
-"""
+"""A connection to a peer: the asyncio front of a session, over whatever paths there are (`crust.node.driver`)."""
 
 from __future__ import annotations
 
@@ -18,43 +14,29 @@ from crust.errors import (
     MessageTooLarge,
     PeerLost,
     ReceiptUnavailable,
-    RemoteProtocolError,
 )
 from crust.net.clock import monotonic
+from crust.node.driver import WRITE_AT_ONCE, SessionDriver
 from crust.node.message import Message
-from crust.node.path import AnyPath
 from crust.node.stream import Stream
 from crust.proto.session.engine import Session, SessionState
 from crust.proto.session.events import (
-    DatagramReceived,
-    PathDead,
-    PathStalled,
     Ponged,
-    ServiceReceived,
-    SessionEnded,
 )
 from crust.proto.session.streams import StreamState
-from crust.types import Candidate, Path, Priority, Report, Transport, split_address
+from crust.types import Path, Priority, Report
 from crust.wire.receipt import Receipt
-from crust.wire.service import ServiceMessage, serialize_service_message
 
 if TYPE_CHECKING:
     from crust.node.owner import ConnectionOwner
 
 __all__ = ["Connection"]
 
-_PUMP_BYTES: Final = 1024 * 1024
-"""Written in one go before others get a turn of the event loop."""
-
-_WRITE_AT_ONCE: Final = 256 * 1024
-"""Queued bytes that are worth a write before the end of the loop's turn."""
-
 _DATAGRAMS_KEPT: Final = 1024
 _PINGS_AT_ONCE: Final = 32
-_PATHS_KEPT: Final = 64
 
 
-class Connection:
+class Connection(SessionDriver):
     """A connection to one peer. Made by `Node.connect` and by iterating over a `Node`, not by hand.
 
     Attributes:
@@ -63,52 +45,26 @@ class Connection:
     """
 
     __slots__ = (
-        "__weakref__",
         "_accepted_streams",
-        "_blocked",
         "_datagrams",
-        "_ended",
-        "_history",
-        "_loop",
-        "_owner",
-        "_paths",
         "_pings",
-        "_pump_due",
         "_queue_limit",
         "_senders",
-        "_shown_path",
         "_streams",
-        "_timer",
-        "_timer_at",
-        "_waiters",
-        "peer",
         "report",
-        "session",
     )
 
     def __init__(
         self, owner: ConnectionOwner, peer: PeerId, session: Session, queue_limit: int, report: Report | None
     ) -> None:
-        self._owner = owner
-        self._loop = asyncio.get_running_loop()
+        super().__init__(owner, peer, session)
         self._queue_limit = queue_limit
-        self._paths: dict[int, AnyPath] = {}
-        self._history: list[Path] = []
-        self._shown_path: int | None = None
-        self._timer: asyncio.Handle | None = None
-        self._timer_at = 0.0
-        self._pump_due = False
-        self._blocked = False  # kernel or peer take no more at present, so that `send` need not try
         self._senders: dict[int, deque[asyncio.Future[None]]] | None = None
-        self._waiters: list[asyncio.Future[None]] = []
         self._pings: dict[int, asyncio.Future[float]] | None = None
         self._streams: dict[int, Stream] | None = None
         self._accepted_streams: deque[Stream] | None = None
         self._datagrams: deque[bytes] | None = None
-        self._ended = False
-        self.peer = peer
         self.report = report
-        self.session = session
 
     def __repr__(self) -> str:
         state = self.path if self.session.ended is None else self.session.ended
@@ -166,7 +122,7 @@ class Connection:
             self._pump_due = True
             self._loop.call_soon(self._pump_soon)
             self.pump()
-        elif outbox.queued_total >= _WRITE_AT_ONCE and not self._blocked:
+        elif outbox.queued_total >= WRITE_AT_ONCE and not self._blocked:
             self.pump()
 
     async def _wait_for_room(self, priority: int, seconds: float | None) -> bool:
@@ -472,247 +428,43 @@ class Connection:
         self.session.abort(error or PeerLost(self.peer, "the connection was aborted"))
         self.pump()
 
-    # --- between the nodes ---------------------------------------------------------------------------------------
+    # --- for the driver ------------------------------------------------------------------------------------------
 
-    def send_service(self, message: ServiceMessage, path_id: int | None = None) -> None:
-        """Tell the peer's node something; over a path, where it concerns only that."""
-        if self.session.ended is None:
-            self.session.send_service(serialize_service_message(message), path_id)
-            self._schedule_pump()
+    @property
+    def _front(self) -> Connection:
+        return self
 
-    def path_source(self, path_id: int) -> Candidate | None:
-        """From where the peer comes on a path; None for a relayed path, and when it is gone."""
-        path = self._paths.get(path_id)
-        if path is None or path.info.kind == "relayed":
-            return None
-        host, port = split_address(path.info.remote)
-        return Candidate(path.info.transport, host, port, "peer-reflexive")
-
-    def path_local(self, path_id: int) -> tuple[str, int] | None:
-        """Our host and port on a path; None when it is gone."""
-        path = self._paths.get(path_id)
-        return None if path is None else split_address(path.info.local)
-
-    def path_local_port(self, path_id: int) -> int:
-        """Our port on a path; 0 when it is gone."""
-        path = self._paths.get(path_id)
-        return 0 if path is None else split_address(path.info.local)[1]
-
-    def sources(self) -> list[Candidate]:
-        """From where the peer comes, on each path whose keys it has proved to hold."""
-        found = [self.path_source(path_id) for path_id in self._paths if self.session.confirmed(path_id)]
-        return [candidate for candidate in found if candidate is not None]
-
-    # --- the pump ------------------------------------------------------------------------------------------------
-
-    def now(self) -> float:
-        """Monotonic seconds of the event loop."""
-        return monotonic()
-
-    def _schedule_pump(self) -> None:
-        if not self._pump_due:
-            self._pump_due = True
-            self._loop.call_soon(self._pump_soon)
-
-    def _pump_soon(self) -> None:
-        self._pump_due = False
-        self.pump()
-
-    def pump(self) -> None:
-        """Write what the session has to say, hand out its events, arm the timer."""
-        now = monotonic()
-        session = self.session
-        for path in tuple(self._paths.values()):
-            self._write(path, now)
-        while (event := session.next_event()) is not None:
-            self._handle(event, now)
+    def _written(self) -> None:
         if self._senders is not None:
             self._wake_senders(self._queue_limit // 2)
         if self._streams is not None:
             self._wake_writers()
-        self._arm()
 
-    def _write(self, path: AnyPath, now: float) -> None:
-        session = self.session
-        written = 0
-        while path.writable:
-            group = session.next_group(path.id, now)
-            if group is None:
-                break
-            path.write([group], now)
-            if not session.more:
-                break
-            written += len(group[0])
-            for payload in group[1]:
-                written += len(payload)
-            if written >= _PUMP_BYTES:
-                self._schedule_pump()
-                break
-        self._blocked = not path.writable or session.outbox.queued_total >= _WRITE_AT_ONCE
+    def _answered(self, event: Ponged) -> None:
+        answer = None if self._pings is None else self._pings.get(event.token)
+        if answer is not None and not answer.done():
+            answer.set_result(event.rtt)
 
-    def _arm(self) -> None:
-        due = self.session.next_timeout()
-        if self._timer is not None:
-            # A deadline that moved back is looked at when the timer fires: cheaper than a new timer for each record.
-            if due is not None and due >= self._timer_at - 0.0005:
-                return
-            self._timer.cancel()
-            self._timer = None
-        if due is not None:
-            self._timer_at = due
-            self._timer = self._loop.call_at(due, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        now = monotonic()
-        for path in self._paths.values():
-            path.idle()
-        self.session.handle_timeout(now)
-        self.pump()
-
-    def _handle(self, event: Any, now: float) -> None:
-        kind = type(event)
-        if kind is Ponged:
-            answer = None if self._pings is None else self._pings.get(event.token)
-            if answer is not None and not answer.done():
-                answer.set_result(event.rtt)
-        elif kind is DatagramReceived:
-            if self._datagrams is None:
-                self._datagrams = deque(maxlen=_DATAGRAMS_KEPT)
-            self._datagrams.append(event.data)
-            self._wake()
-        elif kind is ServiceReceived:
-            self._owner.service_received(self, event.body, event.path_id)
-        elif kind is PathStalled:
-            self._owner.path_stalled(self)
-        elif kind is PathDead:
-            self._drop_path(event.path_id, event.reason, now)
-        elif kind is SessionEnded:
-            self._finish(event.error)
-
-    # --- paths ---------------------------------------------------------------------------------------------------
-
-    def add_path(self, path: AnyPath, *, rank: int, rtt: float) -> None:
-        """Take over a path whose handshake is done."""
-        now = monotonic()
-        self._paths[path.id] = path
-        self._history.append(path.info)
-        del self._history[:-_PATHS_KEPT]
-        self.session.attach(path.id, rank=rank, now=now, rtt=rtt)
-        self._note_path("up")
-        self._owner.path_up(self, path.id)
-
-    def path_received(self, path: AnyPath, groups: list[tuple[bytes, list[bytes]]], now: float) -> None:
-        """Groups that came over a path."""
-        session = self.session
-        try:
-            for control, payloads in groups:
-                session.receive_group(path.id, control, payloads, now)
-        except RemoteProtocolError as error:
-            self._owner.misbehaved(self, error)
-        if self._waiters:
-            self._wake()
-        if session.streams.opened:
-            self._take_opened()
-        if session.streams.readable:
-            self._wake_readers(session.streams.readable)
-        self._note_path("answered")
-        if len(self._paths) > 1:
-            self._owner.path_answered(self)
-        self._schedule_pump()
-
-    def _take_opened(self) -> None:
-        if self._accepted_streams is None:
-            self._accepted_streams = deque()
-        self._accepted_streams.extend(map(self._add_stream, self.session.streams.opened))
-        self.session.streams.opened.clear()
+    def _take_datagram(self, data: bytes) -> None:
+        if self._datagrams is None:
+            self._datagrams = deque(maxlen=_DATAGRAMS_KEPT)
+        self._datagrams.append(data)
         self._wake()
 
-    def path_broken(self, path: AnyPath, error: RemoteProtocolError) -> None:
-        """Bytes that are no records: the path ends, as an injected byte would do it; the session goes on."""
-        self._owner.misbehaved(self, error)
-        self._drop_path(path.id, str(error), monotonic())
-        self.pump()
-
-    def path_moved(self, path: AnyPath) -> None:
-        """The peer is at another address by now, on the same path."""
-        if path.id in self._paths:
-            self._history.append(path.info)
-            if path.id == self._shown_path:
-                self._owner.path_changed(self, path.info, "moved")
-
-    def path_lost(self, path: AnyPath, reason: str) -> None:
-        """The path's socket is gone."""
-        if path.id in self._paths:
-            self._drop_path(path.id, reason, monotonic())
-            self.pump()
-
-    def _drop_path(self, path_id: int, reason: str, now: float) -> None:
-        path = self._paths.pop(path_id, None)
-        if path is None:
-            return
-        if reason == "surplus":
-            path.close()
-        else:
-            path.abort()
-        self.session.detach(path_id, now)
-        self._note_path(reason)
-        if not self._paths and self.session.ended is None:
-            self._owner.path_needed(self)
-
-    def close_surplus(self) -> None:
-        """Close every path but the one that carries our data and the best one of the other transport, which stands by.
-
-        The larger PeerId's task (PROTOCOL 12).
-        """
-        active = self.session.active_path
-        if active is None or active not in self._paths or not self.session.confirmed(active):
-            return
-        kept = {self._paths[active].info.transport: active}
-        for path_id in sorted(self._paths, key=self.session.path_rank):
-            if kept.setdefault(self._paths[path_id].info.transport, path_id) != path_id:
-                self.session.close_path(path_id)
-                self._write(self._paths[path_id], monotonic())
-                self._drop_path(path_id, "surplus", monotonic())
-
-    def has_transport(self, transport: Transport) -> bool:
-        """Whether a live path uses a transport."""
-        return any(path.info.transport == transport for path in self._paths.values())
-
-    @property
-    def path_count(self) -> int:
-        """Live paths."""
-        return len(self._paths)
-
-    def _note_path(self, reason: str) -> None:
-        active = self.session.active_path
-        if active != self._shown_path:
-            self._shown_path = active
-            if self.session.ended is None:
-                self._owner.path_changed(self, self.path, reason)
-
-    # --- waking --------------------------------------------------------------------------------------------------
-
-    async def _wait(self) -> None:
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            self._waiters.remove(waiter)
-
-    def _wake(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def _wake_readers(self, readable: dict[StreamState, None]) -> None:
+    def _streams_changed(self) -> None:
+        changed = self.session.streams
+        if changed.opened:
+            if self._accepted_streams is None:
+                self._accepted_streams = deque()
+            self._accepted_streams.extend(map(self._add_stream, changed.opened))
+            changed.opened.clear()
+            self._wake()
         streams = self._streams or {}
-        for state in readable:
+        for state in changed.readable:
             stream = streams.get(state.id)
             if stream is not None:
                 stream.wake()
-        readable.clear()
+        changed.readable.clear()
 
     def _wake_writers(self) -> None:
         streams = self._streams
@@ -724,27 +476,10 @@ class Connection:
             elif stream_id not in live:
                 del streams[stream_id]  # both halves are over; who holds the object can still read from it
 
-    def _finish(self, error: CrustError) -> None:
-        """The session has ended: everybody who waits gets the same cause."""
-        if self._ended:
-            return
-        self._ended = True
-        if isinstance(error, PeerLost):
-            error.peer = self.peer
-        for path in self._paths.values():
-            if isinstance(error, ConnectionClosed):
-                path.close()
-            else:
-                path.abort()
-        self._paths.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._wake()
+    def _give_up_waiting(self, error: CrustError) -> None:
         self._wake_senders(0)
         for stream in (self._streams or {}).values():
             stream.wake()
         for answer in (self._pings or {}).values():
             if not answer.done():
                 answer.set_exception(error)
-        self._owner.connection_ended(self, error)
