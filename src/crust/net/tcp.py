@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 import sys
 from typing import Any, Final, Protocol
 
@@ -17,6 +18,7 @@ __all__ = [
     "StreamConsumer",
     "TcpStream",
     "WriteBuffers",
+    "connect_tcp",
     "dial_tcp",
     "raise_descriptor_limit",
     "share_port",
@@ -38,6 +40,11 @@ NOTSENT_LOWAT_BYTES: Final = 128 * 1024
 
 LINGER_SECONDS: Final = 5.0
 """A peer that takes nothing more does not keep our socket open for longer."""
+
+_TCP_INFO: Final = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
+_TCP_SYN_SENT: Final = 2  # linux/tcp_states.h; the first byte of what TCP_INFO gives
+_UNDER_WAY_SECONDS: Final = 3.0
+_RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)
 
 _TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 
@@ -215,6 +222,15 @@ class TcpStream(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def reset(self) -> None:
+        """Close at once, and leave nothing of it: the same pair of addresses may be wanted again soon (TIME_WAIT)."""
+        if self._transport is not None:
+            sock = self._transport.get_extra_info("socket")
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+            self._transport.abort()
+
     @property
     def closed(self) -> bool:
         """Whether the stream is gone."""
@@ -258,16 +274,59 @@ async def dial_tcp(stream: TcpStream, host: str, port: int, local: tuple[str, in
     if local is None:
         await loop.create_connection(lambda: stream, host, port)
         return
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    sock = await connect_tcp(host, port, local)
     try:
-        sock.setblocking(False)
-        share_port(sock)
-        sock.bind(local)
-        await loop.sock_connect(sock, (host, port))
         await loop.create_connection(lambda: stream, sock=sock)
     except BaseException:
         sock.close()
         raise
+
+
+async def connect_tcp(
+    host: str, port: int, local: tuple[str, int] | None, patience: float | None = None
+) -> socket.socket:
+    """Connect from a port that others may share.
+
+    Args:
+        host: numeric address.
+        port: where to.
+        local: address and port to connect from; None for any.
+        patience: seconds of silence after which the attempt is given up, unless the handshake is under way by then.
+
+    Raises:
+        TimeoutError: silence.
+        OSError: the address did not answer, or refused. Cancellation closes the socket.
+    """
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if local is not None:
+            share_port(sock)
+            sock.bind(local)
+        connecting = loop.create_task(loop.sock_connect(sock, (host, port)))
+        try:
+            done, _ = await asyncio.wait((connecting,), timeout=patience)
+            if not done and _under_way(sock):
+                done, _ = await asyncio.wait((connecting,), timeout=_UNDER_WAY_SECONDS)
+            if not done:
+                raise TimeoutError("no answer")
+            connecting.result()
+        finally:
+            connecting.cancel()
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _under_way(sock: socket.socket) -> bool:
+    """Whether the far end has answered a connect that is not done yet; to cut it off now would cost the connection."""
+    if _TCP_INFO is None:
+        return False
+    with contextlib.suppress(OSError):
+        return sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0] != _TCP_SYN_SENT
+    return False
 
 
 def share_port(sock: socket.socket) -> None:

@@ -23,6 +23,7 @@ from crust.node.inbound_utp import UtpInbound
 from crust.node.incoming import Incoming
 from crust.node.listen import open_listeners
 from crust.node.udp import UdpFront
+from crust.proto.noise.crossing import Crossed
 from crust.proto.noise.handshake import Hello, Hint
 from crust.proto.tunnel.endpoint import Knock
 from crust.types import PathKind, format_address
@@ -43,7 +44,7 @@ class Acceptor:
     Attributes:
         core: see above.
         addresses: what is listened on, by each of the configured transports.
-        expected: says whether an accepted TCP connection belongs to a dial of ours, which then takes it.
+        calling: says whether we call a peer at this moment: what comes from it then is its answer to the call.
     """
 
     def __init__(self, core: Core, front: UdpFront | None = None) -> None:
@@ -63,7 +64,7 @@ class Acceptor:
         self._waiters: set[asyncio.Future[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
-        self.expected: Callable[[TcpStream], bool] = lambda stream: False
+        self.calling: Callable[[PeerId], bool] = lambda peer: False
 
     # --- sockets -------------------------------------------------------------------------------------------------
 
@@ -92,9 +93,9 @@ class Acceptor:
         assert self._front is not None
         self.knocked(UtpInbound(self, self._front, knock), knock.hello)
 
-    def make_inbound(self, kind: PathKind) -> TcpInbound:
-        """For a connection that we make, and over which the peer begins."""
-        return TcpInbound(self, kind)
+    def take_over(self, stream: TcpStream, crossed: Crossed, kind: PathKind) -> asyncio.Future[None]:
+        """A connection that we have made, and over which the peer has begun; returns what is done when it has ended."""
+        return TcpInbound(self, kind).take_over(stream, crossed)
 
     def local_for(self, host: str) -> tuple[str, int] | None:
         """The listening address from which to dial a host when the port matters; None without one."""
@@ -142,8 +143,8 @@ class Acceptor:
             inbound.refuse(Hint.SIGNING_MISMATCH)
         elif core.registry.count >= core.config.max_connections and core.registry.find(peer) is None:
             inbound.refuse(Hint.BUSY)
-        elif core.registry.holders_of(peer):
-            inbound.accept()  # another path of a peer that was accepted before
+        elif core.registry.holders_of(peer) or self.calling(peer):
+            inbound.accept()  # another path of a peer that was accepted before, or one that we have called ourselves
         elif self._knocking is not None:
             self._ask(inbound, peer)
         elif self.is_full(queued=True):

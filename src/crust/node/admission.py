@@ -235,7 +235,7 @@ class Inbound(ABC):
         if decision is Decision.ATTACH:
             assert holder is not None
             self._become_path(holder, new=False)
-        elif decision is Decision.NEW and self._acceptor.is_full(queued=self._acceptance is None):
+        elif decision is Decision.NEW and self._acceptor.is_full(queued=not self._awaited()):
             # Others have proved themselves meanwhile.
             self._core.stats.count("refused.busy")
             self._say_gone(hello.your_nonce, 2)
@@ -297,16 +297,24 @@ class Inbound(ABC):
         old.abort(PeerLost(self._proven.peer, "the peer has restarted"))
         self._become_path(self._core.new_connection(self._proven, None), new=True)
 
+    def _awaited(self) -> bool:
+        """Whether somebody waits for this peer by name, so that the queue of accepted connections does not get it."""
+        assert self._proven is not None
+        return self._acceptance is not None or self._acceptor.calling(self._proven.peer)
+
     def _become_path(self, connection: Connection, *, new: bool) -> None:
         now = monotonic()
+        called = self._acceptor.calling(connection.peer)
         self._end()
         path = self._make_path(connection, now - self._sent_at, (now - self._opened_at) * 1000)
         connection.path_received(path, self._groups, now)
         self._groups = []
         if new:
-            self._core.connected(connection, path.info, accepted=True)
+            self._core.connected(connection, path.info, accepted=not called)
+        elif self._core.arrived is not None:
+            self._core.arrived(connection)
         acceptance, self._acceptance = self._acceptance, None
-        if not (acceptance is not None and acceptance.won(connection)) and new:
+        if not (acceptance is not None and acceptance.won(connection)) and new and not called:
             self._acceptor.accepted(connection)
 
     # --- the end -------------------------------------------------------------------------------------------------

@@ -7,36 +7,28 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Final
 
-from crust.net.tcp import TcpStream
-from crust.node.acceptor import Acceptor
 from crust.node.connection import Connection
 from crust.node.core import Core, Proven
 from crust.types import Attempt, Candidate, PathKind
 
-__all__ = ["SILENCE", "Adopted", "DialledPath", "Punch", "close_result", "path_kind"]
+__all__ = ["SILENCE", "DialledPath", "Punch", "close_result", "path_kind"]
 
 SILENCE: Final = "accepted the connection but stays silent: wrong key, not Crust, or the peer has not decided yet"
 
 
 @dataclass(frozen=True, slots=True)
 class Punch:
-    """How a dial through NATs goes about it: from the listening port, which the peer knows, and again when refused.
+    """How a dial through NATs goes about it, while the peer dials us.
 
     Attributes:
-        acceptor: whose port it is.
-        caller: whether we called; the caller begins handshakes over TCP, whoever's connection it is.
+        hold: of the side that is called: seconds that its answer travels, so that both begin together.
+        rtt: an estimate of the round trip time to the peer.
+        patience: seconds after which it ends.
     """
 
-    acceptor: Acceptor
-    caller: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Adopted:
-    """A connection that the called peer has made to our listener, over which we begin the handshake."""
-
-    stream: TcpStream
-    candidate: Candidate
+    hold: float = 0.0
+    rtt: float = 0.05
+    patience: float = 30.0
 
 
 class DialledPath(ABC):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from crust.crypto.keys import PeerId
@@ -18,13 +19,18 @@ from crust.errors import (
     SigningMismatchError,
 )
 from crust.net.clock import monotonic
-from crust.net.tcp import TcpStream
-from crust.node.attempt import SILENCE, Adopted, DialledPath, Punch, close_result
+from crust.node.acceptor import Acceptor
+from crust.node.attempt import SILENCE, DialledPath, Punch, close_result
 from crust.node.connection import Connection
 from crust.node.core import Core
 from crust.node.dial_tcp import TcpAttempts
 from crust.node.dial_utp import UtpAttempts
+from crust.node.punch_tcp import TcpPunch
 from crust.node.udp import UdpFront
+from crust.proto.nat.behaviour import Filtering
+from crust.proto.nat.budget import DestinationBudget
+from crust.proto.nat.candidates import LocalView, RemoteCandidate, screen
+from crust.proto.nat.limits import TraversalLimits
 from crust.proto.nat.terms import Terms
 from crust.proto.noise.handshake import FailureReason, HandshakeFailed
 from crust.types import Attempt, Candidate, Report, format_address
@@ -37,6 +43,10 @@ _RESOLVE_LIMIT: Final = 8
 _STANDBY_GRACE: Final = 3.0
 # Three requests go out in this time.
 _SILENT_UTP: Final = 2.0
+# So many attempts begin at the same moment: twenty dead addresses over both transports are through within 50 ms.
+_AT_ONCE: Final = 4
+# Where no rendezvous knows the peer, this is known within 5 s, whatever other addresses do.
+_UNKNOWN_PEER: Final = 4.5
 
 _OUTCOMES: Final = {
     FailureReason.NETWORK_MISMATCH: ("network mismatch", NetworkMismatchError),
@@ -55,7 +65,21 @@ _OUTCOMES: Final = {
 # The most precise answer wins when every candidate failed.
 _PRECISION: Final = (NetworkMismatchError, RefusedError, NotAuthenticError, NoPathError)
 
-_Found = list[Candidate | Adopted] | None
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Hole:
+    """Addresses behind the peer's NAT, of one transport, which we try to reach while the peer tries to reach us."""
+
+    remotes: list[RemoteCandidate]
+
+    @property
+    def candidate(self) -> Candidate:
+        """The first."""
+        return self.remotes[0].candidate
+
+
+_Item = Candidate | _Hole
+_Found = list[_Item] | None
 """What a feed has given; None: no more will come."""
 
 
@@ -65,28 +89,30 @@ class CandidateFeed:
     Attributes:
         closed: no more candidates will come.
         in_hand: some were taken, and are being looked up.
-        punch: set where both sides dial at the same time.
+        own_port: dial from the listening port, so that who answers sees its outside address.
+        punch: how to dial through NATs, once the peer is known to dial us, too (`terms`).
         failure: why there are none, if that is more precise than what the attempts say.
         terms: what both sides have told of their NATs, where a rendezvous passed it on.
     """
 
     def __init__(self, candidates: Sequence[Candidate] = ()) -> None:
-        self._waiting: list[Candidate | Adopted] = list(candidates)
+        self._waiting: list[Candidate] = list(candidates)
         self.closed = False
         self._told = False
         self.in_hand = False
         self._news = asyncio.Event()
-        self.punch: Punch | None = None
+        self.own_port = False
+        self.punch = Punch()
         self.failure: ConnectError | None = None
         self.terms: Terms | None = None
 
-    def add(self, candidates: Sequence[Candidate | Adopted]) -> None:
+    def add(self, candidates: Sequence[Candidate]) -> None:
         """More candidates."""
         self._waiting += candidates
         self._news.set()
 
     def close(self) -> None:
-        """No more candidates will come; a connection to adopt still may, while attempts are under way."""
+        """No more candidates will come."""
         self.closed = True
         self._news.set()
 
@@ -95,7 +121,7 @@ class CandidateFeed:
         """Whether no candidates will come, and those that have come were looked up."""
         return self.closed and not self._waiting and not self.in_hand
 
-    async def take(self) -> list[Candidate | Adopted] | None:
+    async def take(self) -> list[Candidate] | None:
         """All that are new, waiting for the first; None, once, when no more candidates will come."""
         while not self._waiting:
             if self.closed and not self._told:
@@ -113,15 +139,26 @@ class Dialler:
 
     Args:
         core: the node's centre.
+        acceptor: of the node, whose ports are dialled from.
+        view: tells where we stand, which makes an address of a peer sensible or not.
         front: the UDP sockets; None without µTP.
+
+    Attributes:
+        tcp: attempts over TCP.
+        utp: attempts over µTP.
+        budget: what may be sent to whom.
     """
 
-    def __init__(self, core: Core, front: UdpFront | None = None) -> None:
-        self._core = core
-        self._tcp = TcpAttempts(core)
-        self._utp = None if front is None else UtpAttempts(front)
+    def __init__(
+        self, core: Core, acceptor: Acceptor, view: Callable[[], LocalView], front: UdpFront | None = None
+    ) -> None:
+        self.core = core
+        self.acceptor = acceptor
+        self.view = view
+        self.budget = DestinationBudget()
+        self.tcp = TcpAttempts(core)
+        self.utp = None if front is None else UtpAttempts(front)
         self._followers: set[asyncio.Task[None]] = set()
-        self._expected: dict[tuple[str, int], CandidateFeed] = {}
 
     async def race(self, peer: PeerId, feed: CandidateFeed, report: Report, started: float) -> DialledPath:
         """Try all candidates, a little apart; the first that proves the peer's key wins, the others are closed.
@@ -135,88 +172,12 @@ class Dialler:
         Raises:
             ConnectError: every candidate failed; the most precise reason. Cancellation closes every socket.
         """
-        loop = self._core.loop
-        tasks: dict[asyncio.Task[DialledPath], Attempt] = {}
-        failures: list[ConnectError] = []
-        queue: deque[Candidate | Adopted] = deque()
-        tried: set[tuple[str, str, int] | Adopted] = set()
-        more: asyncio.Task[_Found] = loop.create_task(self._next(feed, report, started))
-        try:
-            while queue or tasks or not feed.exhausted:
-                if queue:
-                    attempt, task = self._begin(peer, queue.popleft(), report, started, feed.punch)
-                    tasks[task] = attempt
-                waiting: set[asyncio.Task[Any]] = {*tasks, more}
-                pause = self._core.config.dial_stagger if queue else self._patience(tasks, feed, failures, started)
-                if pause is not None and pause <= 0 and not queue:
-                    break
-                done, _ = await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-                if more in done:
-                    done.discard(more)
-                    for item in more.result() or ():
-                        key = item if isinstance(item, Adopted) else (item.transport, item.host, item.port)
-                        if key not in tried:
-                            tried.add(key)
-                            queue.append(item)
-                            self._expect(feed, item)
-                    feed.in_hand = False
-                    more = loop.create_task(self._next(feed, report, started))
-                winner = self._judge(done, tasks, failures, started)
-                if winner is not None:
-                    self._keep_others(winner, tasks, queue, peer, report, started, feed.punch)
-                    return winner
-        finally:
-            self._expected = {key: value for key, value in self._expected.items() if value is not feed}
-            more.cancel()
-            for task, attempt in tasks.items():
-                self._cancel(task, attempt, started)
-        raise feed.failure or _most_precise(failures)
-
-    def _patience(
-        self,
-        tasks: dict[asyncio.Task[DialledPath], Attempt],
-        feed: CandidateFeed,
-        failures: list[ConnectError],
-        started: float,
-    ) -> float | None:
-        """How long to wait for what is left; None for as long as it takes.
-
-        A UDP port where nobody is says nothing. If TCP has said what is there, and only µTP is left, it is given the
-        time of a few requests.
-        """
-        if not failures or not feed.exhausted or any(attempt.transport == "tcp" for attempt in tasks.values()):
-            return None
-        last = max((attempt.started_ms for attempt in tasks.values()), default=0.0) / 1000
-        return last + _SILENT_UTP - (monotonic() - started)
-
-    def _keep_others(
-        self,
-        winner: DialledPath,
-        tasks: dict[asyncio.Task[DialledPath], Attempt],
-        queue: deque[Candidate | Adopted],
-        peer: PeerId,
-        report: Report,
-        started: float,
-        punch: Punch | None,
-    ) -> None:
-        """Leave attempts of the other transport under way, which give the standby; begin one, if there is none."""
-        won = winner.candidate
-        for attempt in tasks.values():
-            attempt.detail = "another candidate was faster"
-        winner.others = {task: attempt for task, attempt in tasks.items() if attempt.transport != won.transport}
-        if not winner.others:
-            for item in queue:
-                if isinstance(item, Candidate) and item.transport != won.transport and item.host == won.host:
-                    attempt, task = self._begin(peer, item, report, started, punch)
-                    winner.others[task] = attempt
-                    break
-        for task in winner.others:
-            tasks.pop(task, None)
+        return await _Race(self, peer, feed, report, started).run()
 
     def follow(self, won: DialledPath, connection: Connection, started: float) -> None:
         """Give a connection that was won the standby that comes up shortly after, if one does."""
         if won.others:
-            task = self._core.loop.create_task(self._follow(won, connection, started))
+            task = self.core.loop.create_task(self._follow(won, connection, started))
             self._followers.add(task)
             task.add_done_callback(self._followers.discard)
 
@@ -226,98 +187,192 @@ class Dialler:
             async with asyncio.timeout(_STANDBY_GRACE):
                 while others:
                     done, _ = await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
-                    found = self._judge(done, others, [], started, "standby")
+                    found = _judge(done, others, [], started, "standby")
                     if found is None:
                         continue
                     if connection.closed or connection.has_transport(found.candidate.transport):
                         found.abort()
                     else:
-                        found.attach(self._core, connection, (monotonic() - started) * 1000)
+                        found.attach(self.core, connection, (monotonic() - started) * 1000)
                     return
         except TimeoutError:
             pass
         finally:
             for task, attempt in others.items():
-                self._cancel(task, attempt, started)
+                _cancel(task, attempt, started)
 
     def close(self) -> None:
         """Give up what is under way."""
         for task in self._followers:
             task.cancel()
 
-    def _begin(
-        self, peer: PeerId, item: Candidate | Adopted, report: Report, started: float, punch: Punch | None
-    ) -> tuple[Attempt, asyncio.Task[DialledPath]]:
-        """Start one attempt and write it into the report."""
-        candidate = item.candidate if isinstance(item, Adopted) else item
-        where = format_address(candidate.host, candidate.port)
-        attempt = Attempt(where, candidate.transport, candidate.kind, (monotonic() - started) * 1000)
-        report.attempts.append(attempt)
-        if isinstance(item, Adopted):
-            return attempt, self._core.loop.create_task(self._tcp.adopt(peer, item))
-        if candidate.transport == "utp":
-            assert self._utp is not None
-            return attempt, self._core.loop.create_task(self._utp.dial(peer, candidate))
-        return attempt, self._core.loop.create_task(self._tcp.dial(peer, candidate, attempt, punch))
 
-    async def _next(self, feed: CandidateFeed, report: Report, started: float) -> _Found:
-        """The next candidates that can be dialled, and connections to adopt; None when no more will come."""
-        found = await feed.take()
+class _Race:
+    """One race over all candidates of a peer."""
+
+    def __init__(self, dialler: Dialler, peer: PeerId, feed: CandidateFeed, report: Report, started: float) -> None:
+        self._dialler = dialler
+        self._core = dialler.core
+        self._peer = peer
+        self._feed = feed
+        self._report = report
+        self._started = started
+        self._tasks: dict[asyncio.Task[DialledPath], Attempt] = {}
+        self._failures: list[ConnectError] = []
+        self._queue: deque[Candidate] = deque()
+        self._tried: set[tuple[str, str, int, bool]] = set()
+        self._punch: TcpPunch | None = None
+
+    async def run(self) -> DialledPath:
+        """See `Dialler.race`."""
+        feed, tasks = self._feed, self._tasks
+        more = self._core.loop.create_task(self._next())
+        try:
+            while self._queue or tasks or not feed.exhausted:
+                for _ in range(min(_AT_ONCE, len(self._queue))):
+                    self._begin(self._queue.popleft())
+                pause = self._core.config.dial_stagger if self._queue else self._patience()
+                if pause is not None and pause <= 0 and not self._queue:
+                    break
+                waiting: set[asyncio.Task[Any]] = {*tasks, more}
+                done, _ = await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                if more in done:
+                    done.discard(more)
+                    for item in more.result() or ():
+                        self._take(item)
+                    feed.in_hand = False
+                    more = self._core.loop.create_task(self._next())
+                winner = _judge(done, tasks, self._failures, self._started)
+                if winner is not None:
+                    self._keep_others(winner)
+                    return winner
+        finally:
+            more.cancel()
+            for task, attempt in tasks.items():
+                _cancel(task, attempt, self._started)
+        raise self._failure()
+
+    def _failure(self) -> ConnectError:
+        """The most precise reason."""
+        found = _most_precise(self._failures)
+        return self._feed.failure or found if type(found) is NoPathError else found
+
+    def _patience(self) -> float | None:
+        """How long to wait for what is left; None for as long as it takes.
+
+        A UDP port where nobody is says nothing. If TCP has said what is there, and only µTP is left, it is given the
+        time of a few requests. Where no rendezvous knows the peer, addresses that were known before get some seconds.
+        """
+        if not self._feed.exhausted:
+            return None
+        elapsed = monotonic() - self._started
+        if self._feed.failure is not None:
+            return _UNKNOWN_PEER - elapsed
+        if not self._failures or any(attempt.transport == "tcp" for attempt in self._tasks.values()):
+            return None
+        last = max((attempt.started_ms for attempt in self._tasks.values()), default=0.0) / 1000
+        return last + _SILENT_UTP - elapsed
+
+    def _keep_others(self, winner: DialledPath) -> None:
+        """Leave attempts of the other transport under way, which give the standby; begin one, if there is none."""
+        won, tasks = winner.candidate, self._tasks
+        for attempt in tasks.values():
+            attempt.detail = "another candidate was faster"
+        if not any(attempt.transport != won.transport for attempt in tasks.values()):
+            for item in self._queue:
+                if item.transport != won.transport and item.host == won.host:
+                    self._begin(item)
+                    break
+        winner.others = {task: attempt for task, attempt in tasks.items() if attempt.transport != won.transport}
+        for task in winner.others:
+            tasks.pop(task, None)
+
+    # --- attempts ------------------------------------------------------------------------------------------------
+
+    def _take(self, item: _Item) -> None:
+        """Candidates that were not tried in this way yet: holes at once, others in their turn."""
+        if isinstance(item, _Hole):
+            fresh = [remote for remote in item.remotes if self._is_new(remote.candidate, hole=True)]
+            if fresh:
+                self._begin_punching(fresh)
+        elif self._is_new(item, hole=False):
+            self._queue.append(item)
+
+    def _is_new(self, candidate: Candidate, *, hole: bool) -> bool:
+        key = (candidate.transport, candidate.host, candidate.port, hole)
+        known = key in self._tried
+        self._tried.add(key)
+        return not known
+
+    def _note(self, candidate: Candidate, more: int = 0) -> Attempt:
+        """Write an attempt into the report."""
+        where = format_address(candidate.host, candidate.port) + (f" and {more} more" if more else "")
+        attempt = Attempt(where, candidate.transport, candidate.kind, (monotonic() - self._started) * 1000)
+        self._report.attempts.append(attempt)
+        return attempt
+
+    def _begin(self, candidate: Candidate) -> None:
+        """Start one attempt."""
+        dialler, attempt = self._dialler, self._note(candidate)
+        dialling: Coroutine[Any, Any, DialledPath]
+        if candidate.transport == "utp":
+            assert dialler.utp is not None
+            dialling = dialler.utp.dial(self._peer, candidate)
+        else:
+            local = dialler.acceptor.local_for(candidate.host) if self._feed.own_port else None
+            dialling = dialler.tcp.dial(self._peer, candidate, attempt, local)
+        self._tasks[self._core.loop.create_task(dialling)] = attempt
+
+    def _begin_punching(self, remotes: list[RemoteCandidate]) -> None:
+        """Start to try addresses while the peer tries ours."""
+        punch = self._punch_tcp()
+        attempt = self._note(remotes[0].candidate, len(remotes) - 1)
+        self._tasks[self._core.loop.create_task(punch.reach(remotes, attempt))] = attempt
+
+    def _punch_tcp(self) -> TcpPunch:
+        dialler, feed = self._dialler, self._feed
+        assert feed.terms is not None
+        if self._punch is None or self._punch.closed:
+            theirs = feed.terms.standing("tcp").verdict
+            punch = feed.punch
+            if not theirs.translated or theirs.filtering is Filtering.ENDPOINT_INDEPENDENT:
+                punch = replace(punch, hold=0.0)  # nothing there refuses a SYN that comes before its time
+            self._punch = TcpPunch(
+                self._core, dialler.tcp, dialler.acceptor, self._peer, feed.terms.plan("tcp"), punch, dialler.budget
+            )
+        return self._punch
+
+    # --- candidates ----------------------------------------------------------------------------------------------
+
+    async def _next(self) -> _Found:
+        """The next candidates that can be dialled; None when no more will come."""
+        found = await self._feed.take()
         if found is None:
             return None
-        adopted = [item for item in found if isinstance(item, Adopted)]
-        candidates = [item for item in found if isinstance(item, Candidate)]
-        return [*adopted, *await self._resolve(candidates, report, started)]
-
-    def _expect(self, feed: CandidateFeed, item: Candidate | Adopted) -> None:
-        """While we call a peer, a connection from one of its addresses is the other half of our own dial."""
-        if feed.punch is not None and feed.punch.caller and isinstance(item, Candidate):
-            self._expected[item.host, item.port] = feed
-
-    def expected(self, stream: TcpStream) -> bool:
-        """Whether a connection that was accepted belongs to a race, which then takes it."""
-        host, port = stream.address("peername")
-        feed = self._expected.get((host, port))
-        if feed is None:
-            return False
-        feed.add([Adopted(stream, Candidate("tcp", host, port, "peer-reflexive"))])
-        return True
-
-    def _judge(
-        self,
-        done: set[asyncio.Task[DialledPath]],
-        tasks: dict[asyncio.Task[DialledPath], Attempt],
-        failures: list[ConnectError],
-        started: float,
-        outcome: str = "won",
-    ) -> DialledPath | None:
-        """Write down what ended; returns the first success, closing others of the same moment."""
-        winner: DialledPath | None = None
-        for task in done:
-            if winner is not None and tasks[task].transport != winner.candidate.transport and not task.exception():
-                continue  # left among those that may stand by
-            attempt = tasks.pop(task)
-            attempt.ended_ms = (monotonic() - started) * 1000
-            error = task.exception()
-            if error is None and winner is None:
-                winner = task.result()
-                attempt.outcome, attempt.detail = outcome, ""
-            elif error is None:
-                attempt.outcome, attempt.detail = "surplus", "another candidate was faster"
-                task.result().abort()
+        terms = self._feed.terms
+        numeric = await self._resolve(found)
+        if terms is None:
+            return list(numeric)
+        # From here on they are a stranger's words (PROTOCOL 22).
+        now, limits = monotonic(), TraversalLimits()
+        predicted = terms.predicted("tcp", now, limits)
+        screening = screen([*numeric, *predicted], self._dialler.view(), attested_hosts=terms.attested)
+        for candidate, reason in screening.refused:
+            if self._is_new(candidate, hole=True):
+                attempt = self._note(candidate)
+                attempt.ended_ms, attempt.outcome, attempt.detail = attempt.started_ms, "skipped", reason
+        items: list[_Item] = []
+        guesses: list[RemoteCandidate] = []
+        for remote in screening.kept:
+            if remote.candidate.transport == "utp":
+                items.append(remote.candidate)
+            elif remote.candidate.kind == "predicted":
+                guesses.append(remote)
             else:
-                failures.append(self._explain(error, attempt))
-        return winner
+                items.append(_Hole([remote]))
+        return [*items, _Hole(guesses)] if guesses else items
 
-    def _cancel(self, task: asyncio.Task[DialledPath], attempt: Attempt, started: float) -> None:
-        """Give an attempt up; if it has just succeeded, close what it brought."""
-        task.add_done_callback(close_result)
-        task.cancel()
-        attempt.ended_ms = (monotonic() - started) * 1000
-        attempt.outcome = "cancelled"
-        attempt.detail = attempt.detail or "no answer in time"
-
-    async def _resolve(self, candidates: Sequence[Candidate], report: Report, started: float) -> list[Candidate]:
+    async def _resolve(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Look up the names among the candidates and drop what cannot be dialled."""
         core = self._core
         found: list[Candidate] = []
@@ -330,10 +385,10 @@ class Dialler:
             try:
                 answers = await core.loop.getaddrinfo(candidate.host, candidate.port, type=1)
             except OSError as error:
-                now = (monotonic() - started) * 1000
+                now = (monotonic() - self._started) * 1000
                 where = format_address(candidate.host, candidate.port)
                 detail = f"the name cannot be resolved: {error.strerror or error}"
-                report.attempts.append(
+                self._report.attempts.append(
                     Attempt(where, candidate.transport, candidate.kind, now, now, "unreachable", detail)
                 )
                 continue
@@ -343,24 +398,60 @@ class Dialler:
             ]
         return list(dict.fromkeys(found))
 
-    def _explain(self, error: BaseException, attempt: Attempt) -> ConnectError:
-        """Turn what an attempt ended with into the report's words and an error."""
-        if isinstance(error, HandshakeFailed):
-            attempt.outcome, kind = _OUTCOMES[error.reason]
-            attempt.detail = str(error)
-            return _chain(kind(f"{attempt.candidate}: {error}"), error)
-        if isinstance(error, ConnectionRefusedError):
-            attempt.outcome, attempt.detail = "refused", "nothing listens there"
-        elif isinstance(error, ConnectionResetError):
-            attempt.outcome, attempt.detail = "wrong key", "the connection was reset: wrong key, or not Crust"
-            return _chain(NotAuthenticError(f"{attempt.candidate}: {attempt.detail}"), error)
-        elif isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
-            attempt.outcome, attempt.detail = "timed out", "no answer"
-        elif isinstance(error, OSError):
-            attempt.outcome, attempt.detail = "unreachable", error.strerror or str(error)
+
+def _judge(
+    done: set[asyncio.Task[DialledPath]],
+    tasks: dict[asyncio.Task[DialledPath], Attempt],
+    failures: list[ConnectError],
+    started: float,
+    outcome: str = "won",
+) -> DialledPath | None:
+    """Write down what ended; returns the first success, closing others of the same moment."""
+    winner: DialledPath | None = None
+    for task in done:
+        if winner is not None and tasks[task].transport != winner.candidate.transport and not task.exception():
+            continue  # left among those that may stand by
+        attempt = tasks.pop(task)
+        attempt.ended_ms = (monotonic() - started) * 1000
+        error = task.exception()
+        if error is None and winner is None:
+            winner = task.result()
+            attempt.outcome, attempt.detail = outcome, ""
+        elif error is None:
+            attempt.outcome, attempt.detail = "surplus", "another candidate was faster"
+            task.result().abort()
         else:
-            attempt.outcome, attempt.detail = "failed", repr(error)
-        return _chain(NoPathError(f"{attempt.candidate}: {attempt.detail}"), error)
+            failures.append(_explain(error, attempt))
+    return winner
+
+
+def _cancel(task: asyncio.Task[DialledPath], attempt: Attempt, started: float) -> None:
+    """Give an attempt up; if it has just succeeded, close what it brought."""
+    task.add_done_callback(close_result)
+    task.cancel()
+    attempt.ended_ms = (monotonic() - started) * 1000
+    attempt.outcome = "cancelled"
+    attempt.detail = attempt.detail or "no answer in time"
+
+
+def _explain(error: BaseException, attempt: Attempt) -> ConnectError:
+    """Turn what an attempt ended with into the report's words and an error."""
+    if isinstance(error, HandshakeFailed):
+        attempt.outcome, kind = _OUTCOMES[error.reason]
+        attempt.detail = str(error)
+        return _chain(kind(f"{attempt.candidate}: {error}"), error)
+    if isinstance(error, ConnectionRefusedError):
+        attempt.outcome, attempt.detail = "refused", "nothing listens there"
+    elif isinstance(error, ConnectionResetError):
+        attempt.outcome, attempt.detail = "wrong key", "the connection was reset: wrong key, or not Crust"
+        return _chain(NotAuthenticError(f"{attempt.candidate}: {attempt.detail}"), error)
+    elif isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
+        attempt.outcome, attempt.detail = "timed out", "no answer"
+    elif isinstance(error, OSError):
+        attempt.outcome, attempt.detail = "unreachable", error.strerror or str(error)
+    else:
+        attempt.outcome, attempt.detail = "failed", repr(error)
+    return _chain(NoPathError(f"{attempt.candidate}: {attempt.detail}"), error)
 
 
 def explain_timeout(report: Report) -> ConnectError:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
+import socket
+from collections.abc import Callable
 from typing import Final
 
 from crust.crypto.keys import PeerId
 from crust.net.clock import monotonic
-from crust.net.tcp import TcpStream, dial_tcp
-from crust.node.attempt import SILENCE, Adopted, DialledPath, Punch, path_kind
+from crust.net.tcp import TcpStream, connect_tcp, dial_tcp
+from crust.node.attempt import SILENCE, DialledPath, path_kind
 from crust.node.connection import Connection
 from crust.node.core import Core
+from crust.proto.noise.crossing import Crossed, CrossingHandshake
 from crust.proto.noise.handshake import HandshakeFailed, HandshakeResult, InitiatorHandshake
-from crust.types import Attempt, Candidate
+from crust.types import Attempt, Candidate, PathKind
 
-__all__ = ["TcpAttempts"]
+__all__ = ["TcpAttempts", "is_taken"]
 
-# PROTOCOL 22: more than 2 TCP attempts only to an address from which the rendezvous sees the peer.
-_PUNCH_TRIES: Final = 40
-_UNATTESTED_TRIES: Final = 2
-_PUNCH_PAUSE: Final = 0.1
-_CALLER_BEGINS: Final = 0.4
+_TAKEN: Final = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+
+Local = tuple[str, int]
+TakeOver = Callable[[TcpStream, Crossed, PathKind], asyncio.Future[None]]
 
 
 class _TcpDialled(DialledPath):
@@ -40,7 +41,7 @@ class _TcpDialled(DialledPath):
         self._stream.replay()
 
     def _abort(self) -> None:
-        self._stream.abort()
+        self._stream.reset()
 
 
 class _Outbound:
@@ -48,11 +49,11 @@ class _Outbound:
 
     __slots__ = ("_handshake", "future", "opened_at", "stream")
 
-    def __init__(self, core: Core, handshake: InitiatorHandshake, stream: TcpStream | None = None) -> None:
+    def __init__(self, core: Core, handshake: InitiatorHandshake | CrossingHandshake) -> None:
         self._handshake = handshake
-        self.future: asyncio.Future[HandshakeResult] = core.loop.create_future()
+        self.future: asyncio.Future[HandshakeResult | Crossed] = core.loop.create_future()
         self.opened_at = 0.0
-        self.stream = stream or TcpStream(core.buffer)
+        self.stream = TcpStream(core.buffer)
         self.stream.consumer = self
 
     def stream_opened(self) -> None:
@@ -65,14 +66,20 @@ class _Outbound:
         if self.future.done():
             return 0  # kept for the path
         try:
-            result = self._handshake.receive_data(bytes(data))
+            result = self._receive(bytes(data))
         except HandshakeFailed as failure:
             self._fail(failure)
             return len(data)
         if result is None:
             return len(data)
         self.future.set_result(result)
-        return len(data) - len(result.rest)
+        return len(data) - len(result.rest) if isinstance(result, HandshakeResult) else len(data)
+
+    def _receive(self, data: bytes) -> HandshakeResult | Crossed | None:
+        handshake = self._handshake
+        if isinstance(handshake, CrossingHandshake):
+            return handshake.receive_data(data, monotonic())
+        return handshake.receive_data(data)
 
     def stream_ended(self) -> None:
         """The peer hung up."""
@@ -101,71 +108,89 @@ class TcpAttempts:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    async def dial(self, peer: PeerId, candidate: Candidate, attempt: Attempt, punch: Punch | None) -> DialledPath:
-        """Dial one candidate; where a hole is to be punched, again and again, from the port that the peer knows."""
-        if punch is None:
-            return await self._connect(peer, candidate, attempt, None)
-        local = punch.acceptor.local_for(candidate.host)
-        tries = _PUNCH_TRIES if candidate.kind == "server-reflexive" else _UNATTESTED_TRIES
-        for left in reversed(range(tries)):
-            try:
-                if punch.caller:
-                    return await self._connect(peer, candidate, attempt, local)
-                return await self._answer(peer, candidate, attempt, local, punch)
-            except OSError:
-                # Refused or reset by a NAT that has not seen the other side's packet yet.
-                if not left:
-                    raise
-                await asyncio.sleep(_PUNCH_PAUSE)
-        raise AssertionError("unreachable")
+    async def dial(self, peer: PeerId, candidate: Candidate, attempt: Attempt, local: Local | None) -> DialledPath:
+        """Connect, and shake hands as the initiator.
 
-    async def _connect(
-        self, peer: PeerId, candidate: Candidate, attempt: Attempt, local: tuple[str, int] | None
-    ) -> DialledPath:
-        """Connect, and shake hands as the initiator."""
-        outbound = self._outbound(peer)
-        try:
-            await dial_tcp(outbound.stream, candidate.host, candidate.port, local)
-            attempt.detail = SILENCE
-            return await self._finish(outbound, candidate)
-        except OSError as error:
-            if local is None or error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
-                raise
-        # An older connection still holds this pair of addresses: better from another port than not at all.
-        return await self._connect(peer, candidate, attempt, None)
+        Args:
+            peer: whom to reach.
+            candidate: where.
+            attempt: gets a word about what is seen.
+            local: from which address and port; None for any.
 
-    async def _answer(
-        self, peer: PeerId, candidate: Candidate, attempt: Attempt, local: tuple[str, int] | None, punch: Punch
-    ) -> DialledPath:
-        """Connect, and let the caller begin the handshake; begin it ourselves when it does not."""
-        inbound = punch.acceptor.make_inbound(path_kind(candidate))
-        await dial_tcp(inbound.stream, candidate.host, candidate.port, local)
-        attempt.detail = SILENCE
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CALLER_BEGINS):
-                await inbound.heard
-            # It becomes a path by itself, and that ends this dial.
-            await self._core.loop.create_future()
-        outbound = self._outbound(peer, inbound.give_up_stream())
-        outbound.stream_opened()
-        return await self._finish(outbound, candidate)
-
-    async def adopt(self, peer: PeerId, adopted: Adopted) -> DialledPath:
-        """Shake hands as the initiator over a connection that the called peer has made to our listener."""
-        outbound = self._outbound(peer, adopted.stream)
-        outbound.stream_opened()
-        return await self._finish(outbound, adopted.candidate)
-
-    def _outbound(self, peer: PeerId, stream: TcpStream | None = None) -> _Outbound:
+        Raises:
+            OSError: no connection.
+            HandshakeFailed: what answers refuses, or is not the peer. Cancellation closes the socket.
+        """
         core = self._core
         handshake = InitiatorHandshake(core.identity, peer, core.network, core.hello, random=core.random)
-        return _Outbound(core, handshake, stream)
-
-    async def _finish(self, outbound: _Outbound, candidate: Candidate) -> DialledPath:
+        outbound = _Outbound(core, handshake)
         try:
-            result = await outbound.future
+            await dial_tcp(outbound.stream, candidate.host, candidate.port, local)
+        except OSError as error:
+            if local is None or not is_taken(error):
+                raise
+            # An older connection still holds this pair of addresses: better from another port than not at all.
+            return await self.dial(peer, candidate, attempt, None)
+        attempt.detail = SILENCE
+        result = await self._outcome(outbound)
+        assert isinstance(result, HandshakeResult)
+        return _TcpDialled(outbound.stream, result, candidate, monotonic() - outbound.opened_at)
+
+    async def punch(
+        self,
+        peer: PeerId,
+        candidate: Candidate,
+        local: Local | None,
+        patience: float,
+        connected: Callable[[], None],
+        take_over: TakeOver,
+    ) -> DialledPath:
+        """One attempt to connect while the peer connects to us.
+
+        Both may find themselves connected to the other by one and the same connection, and both begin.
+
+        Args:
+            peer: whom to reach.
+            candidate: where.
+            local: from which address and port; None for any.
+            patience: seconds for the connect.
+            connected: called when it is done, and the handshake begins.
+            take_over: makes the connection one that the peer has begun.
+
+        Raises:
+            OSError: no connection, or it has ended.
+            HandshakeFailed: what answers refuses, or is not the peer. Cancellation closes the socket.
+        """
+        core = self._core
+        sock = await connect_tcp(candidate.host, candidate.port, local, patience)
+        connected()
+        handshake = CrossingHandshake(core.identity, peer, core.network, core.hello, random=core.random, seen=core.seen)
+        outbound = _Outbound(core, handshake)
+        await self._adopt(outbound.stream, sock)
+        result = await self._outcome(outbound)
+        if isinstance(result, HandshakeResult):
+            return _TcpDialled(outbound.stream, result, candidate, monotonic() - outbound.opened_at)
+        # The peer goes on: a path comes of it as if we had accepted it, and that ends this dial.
+        await asyncio.shield(take_over(outbound.stream, result, path_kind(candidate)))
+        raise ConnectionResetError(errno.ECONNRESET, "the peer gave the connection up")
+
+    async def _adopt(self, stream: TcpStream, sock: socket.socket) -> None:
+        try:
+            await self._core.loop.create_connection(lambda: stream, sock=sock)
         except BaseException:
-            outbound.stream.abort()
+            sock.close()
+            raise
+
+    @staticmethod
+    async def _outcome(outbound: _Outbound) -> HandshakeResult | Crossed:
+        try:
+            return await outbound.future
+        except BaseException:
+            outbound.stream.reset()
             outbound.future.cancel()
             raise
-        return _TcpDialled(outbound.stream, result, candidate, monotonic() - outbound.opened_at)
+
+
+def is_taken(error: OSError) -> bool:
+    """Whether a connection between this very pair of addresses exists, or existed a moment ago."""
+    return error.errno in _TAKEN

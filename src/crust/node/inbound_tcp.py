@@ -13,6 +13,7 @@ from crust.node.admission import Inbound, Stage
 from crust.node.connection import Connection
 from crust.node.core import Proven
 from crust.node.path import AnyPath
+from crust.proto.noise.crossing import Crossed
 from crust.proto.noise.handshake import Hint, ResponderHandshake
 from crust.proto.record import RecordCodec
 from crust.proto.session.outbox import Group
@@ -34,8 +35,8 @@ class TcpInbound(Inbound):
         kind: of the path.
 
     Attributes:
-        heard: done when the peer has sent something, or is gone.
         stream: the connection.
+        ended: done when this is a path, or gone; only where we have made the connection.
     """
 
     def __init__(self, acceptor: Acceptor, kind: PathKind = "direct") -> None:
@@ -46,23 +47,33 @@ class TcpInbound(Inbound):
         )
         self._codec: RecordCodec | None = None
         self._kind = kind
-        self.heard: asyncio.Future[None] = core.loop.create_future()
+        self.ended: asyncio.Future[None] | None = None
         self.stream = TcpStream(core.buffer, self)
+
+    def take_over(self, stream: TcpStream, crossed: Crossed) -> asyncio.Future[None]:
+        """Go on with a connection that we have made, and over which the peer has begun; returns `ended`."""
+        ended = self.ended = self._core.loop.create_future()
+        self.stream = stream
+        stream.consumer = self
+        self._handshake = crossed.responder
+        if stream.closed:
+            self.drop("hung_up")
+            return ended
+        self._set_deadline(self._core.config.handshake_timeout)
+        self._acceptor.add(self)
+        self._acceptor.knocked(self, crossed.first.hello)
+        stream.replay()
+        return ended
 
     # --- StreamConsumer ------------------------------------------------------------------------------------------
 
     def stream_opened(self) -> None:
-        """Take a place in the table of half-open handshakes, unless this is the far end of a hole that we punch."""
-        if self._acceptor.expected(self.stream):
-            self.stage = Stage.DONE
-            return
+        """Take a place in the table of half-open handshakes."""
         self._set_deadline(self._core.config.handshake_timeout)
         self._acceptor.add(self)
 
     def stream_received(self, data: memoryview) -> int:
         """Bytes from a peer that has not proved itself."""
-        if not self.heard.done():
-            self.heard.set_result(None)
         if self.stage in (Stage.HANDSHAKE, Stage.WAITING):
             self._handshake_received(bytes(data))
         elif self.stage is Stage.PROVING:
@@ -106,11 +117,6 @@ class TcpInbound(Inbound):
         if not groups:
             return used
         return used if self._first_groups(groups, now) else len(data)
-
-    def give_up_stream(self) -> TcpStream:
-        """The peer says nothing: let somebody else use the connection."""
-        self._end()
-        return self.stream
 
     # --- Inbound -------------------------------------------------------------------------------------------------
 
@@ -161,6 +167,6 @@ class TcpInbound(Inbound):
 
     def _end(self) -> None:
         super()._end()
-        if not self.heard.done():
-            self.heard.set_result(None)
+        if self.ended is not None and not self.ended.done():
+            self.ended.set_result(None)
         self._handshake = None

@@ -232,7 +232,7 @@ def _refusal(
         return f"no IPv{host.version} here"
     if (candidate.host, candidate.port) in view.own:
         return "our own address"
-    if host.is_loopback and not by_hand:
+    if host.is_loopback and not by_hand and not (attested and shared):
         return "loopback of somebody else"
     hairpin = candidate.host in view.outside_hosts
     if hairpin and view.hairpinning is False:

@@ -153,6 +153,21 @@ class TcpPuncher:
                 self.checks.failed(("tcp", target), now, detail)
             self._again(flow, now + UNREACHABLE_RETRY)
 
+    def given_up(self, socket: int, target: Address, now: float, detail: str) -> None:
+        """Not to be tried again: what answers there is not the peer."""
+        flow = self._finished(socket, target)
+        if flow is not None:
+            flow.attempts_left = 0
+            if ("tcp", target) in self.checks:
+                self.checks.failed(("tcp", target), now, detail)
+
+    def is_over(self, target: Address) -> bool:
+        """Whether nothing more will be attempted towards an address, and nothing is under way."""
+        if self.ended is not None:
+            return True
+        flows = [flow for (_, address), flow in self._flows.items() if address == target]
+        return bool(flows) and not any(flow.running or flow.attempts_left for flow in flows)
+
     def established(self, socket: int, remote: Address, now: float) -> None:
         """The handshake with the peer is done on a connection, made or accepted: nothing more is attempted."""
         if self.ended is None:
@@ -186,10 +201,14 @@ class TcpPuncher:
         connects = []
         while self._queue and self._queue[0].due <= now:
             flow = heapq.heappop(self._queue).flow
-            if not flow.running and self.allowance.take(flow.remote.address, flow.remote.trust, now):
-                flow.running = True
-                flow.attempts_left -= 1
-                connects.append(Connect(flow.socket, flow.remote.address, flow.timeout))
+            if flow.running or not flow.attempts_left:
+                continue
+            if not self.allowance.take(flow.remote.address, flow.remote.trust, now):
+                flow.attempts_left = 0
+                continue
+            flow.running = True
+            flow.attempts_left -= 1
+            connects.append(Connect(flow.socket, flow.remote.address, flow.timeout))
         return connects
 
     def next_event(self) -> PunchEvent | None:
