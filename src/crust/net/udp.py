@@ -38,8 +38,9 @@ _RECEIVE_BUFFER_BYTES: Final = 4 << 20
 """A few milliseconds at full speed, in which the event loop may be busy."""
 
 _SEND_BUFFER_BYTES: Final = 1 << 20
-_RECEIVES_PER_TURN: Final = 16
-"""Before others get their turn of the event loop: at most a megabyte."""
+_BYTES_PER_TURN: Final = 1 << 20
+_RECEIVES_PER_TURN: Final = 64
+"""Before others get their turn of the event loop: a millisecond at most."""
 
 _APART: Final = 50e-6
 _ERRORS_PER_TURN: Final = 64
@@ -186,11 +187,13 @@ class UdpSocket:
         began = monotonic()
         alone = began - self._read_at > _APART
         try:
+            read = 0
             for _ in range(_RECEIVES_PER_TURN):
-                lone = receive(sock)
+                count, lone = receive(sock)
+                read += count
                 if self._sock is None:
                     return
-                if alone and lone:
+                if (alone and lone) or read >= _BYTES_PER_TURN:
                     break
         except BlockingIOError:
             pass
@@ -203,28 +206,26 @@ class UdpSocket:
         consumer.udp_drained()
         self._read_at = monotonic()
 
-    def _receive_batch(self, sock: socket.socket) -> bool:
-        """Read once; whether it was a single datagram."""
+    def _receive_batch(self, sock: socket.socket) -> tuple[int, bool]:
+        """Read once; how many bytes, and whether it was a single datagram."""
         buffer = self._consumer.receive_buffer
         count, ancillary, _, address = sock.recvmsg_into((buffer,), _ANCILLARY_BYTES)
         size = count
         for level, kind, data in ancillary:
             if level == _SOL_UDP and kind == _UDP_GRO:
                 size = int.from_bytes(data[:4], sys.byteorder)
-        if count:
-            self._consumer.udp_received(self.number, buffer[:count], size, address)
-        return size == count
+        self._consumer.udp_received(self.number, buffer[:count], size, address)
+        return count, size == count
 
-    def _receive_single(self, sock: socket.socket) -> bool:
+    def _receive_single(self, sock: socket.socket) -> tuple[int, bool]:
         buffer = self._consumer.receive_buffer
         count, address = sock.recvfrom_into(buffer)
-        if count:
-            self._consumer.udp_received(self.number, buffer[:count], count, address)
-        return True
+        self._consumer.udp_received(self.number, buffer[:count], count, address)
+        return count, True
 
     def received(self, data: bytes, address: tuple[Any, ...]) -> None:
         """For the transport of event loops without readers."""
-        if data and self._sock is not None:
+        if self._sock is not None:
             self._consumer.udp_received(self.number, memoryview(data), len(data), address)
             self._consumer.udp_drained()
 

@@ -34,8 +34,13 @@ HANDSHAKE_BURST: Final = 500.0
 ADDRESS_RATE: Final = 50.0
 ADDRESS_BURST: Final = 100.0
 ADDRESSES_KEPT: Final = 4096
-COOKIE_REPLY_RATE: Final = 1000.0
-COOKIE_REPLY_BURST: Final = 1000.0
+COOKIE_REPLY_RATE: Final = 5000.0
+COOKIE_REPLY_BURST: Final = 5000.0
+# Answers a second to requests that come again, since nothing limits how often somebody sends a copy.
+ANSWER_RATE: Final = 500.0
+ANSWER_BURST: Final = 500.0
+# Requests whose copies are known without opening them: 1.2 MiB.
+REQUESTS_REMEMBERED: Final = 4096
 # As WireGuard: a cookie is good for two minutes, at most twice as long.
 COOKIE_SECONDS: Final = 120.0
 

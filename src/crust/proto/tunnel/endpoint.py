@@ -7,23 +7,32 @@ dropped and counted.
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidTag
 
-from crust.crypto.aead import Suite
+from crust.crypto.aead import TAG_BYTES, Suite
 from crust.crypto.keys import Identity, PeerId
-from crust.proto.noise.envelope import outer_secret
+from crust.proto.noise.envelope import SALT_BYTES, outer_secret
 from crust.proto.noise.outcome import DiscardReason, HandshakeFailed, Network, Random
 from crust.proto.noise.replay import EphemeralCache
 from crust.proto.tunnel.association import Association
-from crust.proto.tunnel.constants import DIALS_TRIED, MAX_KNOCKS, RETRANSMIT_SECONDS
-from crust.proto.tunnel.cookie import Admission
+from crust.proto.tunnel.constants import (
+    ANSWER_BURST,
+    ANSWER_RATE,
+    DIALS_TRIED,
+    MAX_KNOCKS,
+    REQUESTS_REMEMBERED,
+    RETRANSMIT_SECONDS,
+)
+from crust.proto.tunnel.cookie import Admission, TokenBucket
 from crust.proto.tunnel.events import DialFailed, DialSucceeded, Knocked, Outgoing, Route, TunnelEvent
 from crust.proto.tunnel.handshake import (
     Discarded,
+    OpenedRequest,
+    SaltMark,
     TunnelInitiator,
     TunnelKeys,
     TunnelResponder,
@@ -33,6 +42,7 @@ from crust.proto.tunnel.handshake import (
 )
 from crust.proto.tunnel.header import MAX_SEGMENTS, HeaderMask
 from crust.proto.tunnel.keys import ReceiveKey
+from crust.proto.tunnel.pending import Dial, Knock
 from crust.proto.tunnel.sealing import Opener, Sealer
 from crust.wire.handshake import Hello, Hint
 from crust.wire.tunnel import (
@@ -55,65 +65,6 @@ __all__ = ["Dial", "Knock", "TunnelEndpoint"]
 _NONCE: Final = Struct(">IQ")
 
 
-class Dial:
-    """A handshake that we began.
-
-    Attributes:
-        peer: whom we dial.
-        route: where.
-        sends: requests sent so far.
-        owner: for the front end.
-    """
-
-    __slots__ = ("_handshake", "config", "due", "first_sent", "index", "owner", "peer", "route", "sends", "sent_at")
-
-    def __init__(
-        self, peer: PeerId, route: Route, index: int, handshake: TunnelInitiator, config: UtpConfig, now: float
-    ) -> None:
-        self.peer = peer
-        self.route = route
-        self.index = index
-        self.config = config
-        self.sends = 0
-        self.due: float | None = now
-        self.sent_at = now
-        self.owner: object = None
-        self._handshake = handshake
-
-    @property
-    def handshake(self) -> TunnelInitiator:
-        """The engine of the messages."""
-        return self._handshake
-
-
-class Knock:
-    """A handshake that a peer began: claimed, not proved.
-
-    Attributes:
-        hello: what it says of itself.
-        route: from where it came last.
-        heard_at: when it came last.
-        association: once it has been accepted.
-        owner: for the front end.
-    """
-
-    __slots__ = ("association", "datagram", "ephemeral", "heard_at", "owner", "responder", "route")
-
-    def __init__(self, ephemeral: bytes, responder: TunnelResponder, datagram: bytes, route: Route, now: float) -> None:
-        self.ephemeral = ephemeral
-        self.responder = responder
-        self.datagram = datagram  # the newest copy of message 1
-        self.route = route
-        self.heard_at = now
-        self.association: Association | None = None
-        self.owner: object = None
-
-    @property
-    def hello(self) -> Hello:
-        """What the peer says of itself."""
-        return self.responder.introduction.hello
-
-
 class TunnelEndpoint:
     """The engine behind a node's UDP sockets.
 
@@ -124,7 +75,7 @@ class TunnelEndpoint:
         random: gives that many random bytes.
         seen: ephemeral keys of late, shared with the other transports.
         now: the present time.
-        count: told the name of each thing worth counting.
+        count: told the name of each thing worth counting, and how many.
 
     Attributes:
         id: our PeerId.
@@ -142,7 +93,7 @@ class TunnelEndpoint:
         random: Random,
         seen: EphemeralCache,
         now: float,
-        count: Callable[[str], None] | None = None,
+        count: Callable[[str, int], None] | None = None,
     ) -> None:
         self.id: Final = identity.id
         self.random: Final = random
@@ -157,10 +108,14 @@ class TunnelEndpoint:
         self._header_key = random(HEADER_KEY_BYTES)
         self._mask = HeaderMask(self._header_key)
         self._secret = outer_secret(identity.id)
+        self._mark = SaltMark(self._secret)
         self._admission = Admission(random, now)
         self._by_index: dict[int, ReceiveKey | Dial | None] = {}
         self._dials: dict[Route, list[Dial]] = {}
         self._knocks: dict[bytes, Knock] = {}
+        # Of requests that have opened, by salt: ephemeral, size, tag.
+        self._requests: OrderedDict[bytes, tuple[bytes, int, bytes]] = OrderedDict()
+        self._answers = TokenBucket(ANSWER_RATE, ANSWER_BURST, now)  # after the first of each handshake
         self._events: deque[TunnelEvent] = deque()
         self._outgoing: deque[Outgoing] = deque()
         self._agenda: list[tuple[float, int, Association | Dial]] = []
@@ -173,8 +128,7 @@ class TunnelEndpoint:
         """Count something by name."""
         self.stats[name] += by
         if self._count is not None:
-            for _ in range(by):
-                self._count(name)
+            self._count(name, by)
 
     def touch(self, association: Association) -> None:
         """There is something to do for the front end."""
@@ -317,7 +271,10 @@ class TunnelEndpoint:
         index, counter = _NONCE.unpack_from(header)
         key = self._by_index.get(index)
         if not isinstance(key, ReceiveKey):
-            self._receive_one(index, counter, datagram, 0, route, now)
+            if key is None:
+                self._receive_stranger(datagram, route, now)
+            else:
+                self._receive_response(key, datagram, 0, route, now)
             return
         window = key.window
         newest = counter > window.highest
@@ -336,10 +293,11 @@ class TunnelEndpoint:
     def _receive_batch(self, data: memoryview, size: int, route: Route, now: float) -> None:
         count = -(-len(data) // size)
         if len(data) - size * (count - 1) < SMALLEST_DATAGRAM:
-            self.count("datagram.short")
-            count -= 1
+            short = 1 if size >= SMALLEST_DATAGRAM else count
+            self.count("datagram.short", short)
+            count -= short
             data = data[: size * count]
-            if not count or size < SMALLEST_DATAGRAM:
+            if not count:
                 return
         fields = self._opener.unmask(self._mask, data, size, count)
         key = self._by_index.get(fields[0])
@@ -379,7 +337,7 @@ class TunnelEndpoint:
         elif known is not None:
             self._receive_response(known, datagram, at, route, now)
         else:
-            self._receive_stranger(bytes(datagram), route, now)
+            self._receive_stranger(datagram, route, now)
 
     def _receive_known(
         self, key: ReceiveKey, counter: int, datagram: memoryview, at: int, route: Route, now: float
@@ -428,25 +386,51 @@ class TunnelEndpoint:
         self.cancel(dial)
         self.tell(DialFailed(dial, error))
 
-    def _receive_stranger(self, datagram: bytes, route: Route, now: float) -> None:
+    def _receive_stranger(self, datagram: memoryview, route: Route, now: float) -> None:
         """A datagram of no association: an answer to a dial without state, a message 1, or noise."""
+        if self._dials and self._receive_reply(datagram, route, now):
+            return
+        if not self._mark.is_on(datagram):
+            # What a flood is made of: no copy, no exception.
+            self.count("datagram.stranger")
+            return
+        request = bytes(datagram)
+        if (known := self._requests.get(request[:SALT_BYTES])) is not None:
+            self._receive_copy(known, request, route, now)
+            return
+        try:
+            self._receive_request(request, route, now)
+        except Discarded as discarded:
+            self.count(f"handshake.{discarded.reason.value}")
+            if discarded.hint is not None:
+                self._send(seal_hint(self._secret, request, discarded.hint, self.random), route)
+
+    def _receive_copy(self, known: tuple[bytes, int, bytes], datagram: bytes, route: Route, now: float) -> None:
+        """A request with the salt of an earlier one: sent twice on the way, or by somebody who wants us to work."""
+        ephemeral, size, tag = known
+        if len(datagram) != size or datagram[-TAG_BYTES:] != tag:
+            self.count("datagram.forged")
+            return
+        knock = self._knocks.get(ephemeral)
+        if knock is None:
+            self.count(f"handshake.{DiscardReason.REPLAYED.value}")
+        else:
+            self._receive_again(knock, datagram, route, now)
+
+    def _receive_reply(self, datagram: memoryview, route: Route, now: float) -> bool:
+        """Take in what may be a cookie or a hint; whether it was one."""
         for dial in self._dials.get(route, ())[:DIALS_TRIED]:
             try:
                 news = dial.handshake.receive_reply(datagram)
             except HandshakeFailed as error:
                 self._fail(dial, error)
-                return
+                return True
             if news is not None:
                 if news:
                     self.count("handshake.cookie_received")
                     self._send_request(dial, now)
-                return
-        try:
-            self._receive_request(datagram, route, now)
-        except Discarded as discarded:
-            self.count(f"handshake.{discarded.reason.value}")
-            if discarded.hint is not None:
-                self._send(seal_hint(self._secret, datagram, discarded.hint, self.random), route)
+                return True
+        return False
 
     def _receive_request(self, datagram: bytes, route: Route, now: float) -> None:
         """Take in what may be a message 1.
@@ -458,10 +442,10 @@ class TunnelEndpoint:
         if opened is None:
             self.count("datagram.stranger")
             return
+        self._remember_request(opened)
         knock = self._knocks.get(opened.ephemeral)
         if knock is not None:
-            knock.heard_at = now
-            self._receive_again(knock, datagram, route)
+            self._receive_again(knock, datagram, route, now)
             return
         self._seen.expire(now)
         if opened.ephemeral in self._seen:
@@ -482,12 +466,23 @@ class TunnelEndpoint:
         knock = self._knocks[opened.ephemeral] = Knock(opened.ephemeral, responder, datagram, route, now)
         self.tell(Knocked(knock))
 
-    def _receive_again(self, knock: Knock, datagram: bytes, route: Route) -> None:
+    def _remember_request(self, opened: OpenedRequest) -> None:
+        """Copies of it need not be opened."""
+        self._requests[opened.salt] = (opened.ephemeral, opened.size, opened.tag)
+        if len(self._requests) > REQUESTS_REMEMBERED:
+            self._requests.popitem(last=False)
+
+    def _receive_again(self, knock: Knock, datagram: bytes, route: Route, now: float) -> None:
         """A copy of a message 1, or a retransmission: our answer was lost, or is still to be decided."""
+        knock.heard_at = now
         if knock.association is None:
             knock.datagram, knock.route = datagram, route
-        elif not knock.association.proved:
+        elif knock.association.proved:
+            self.count(f"handshake.{DiscardReason.REPLAYED.value}")
+        elif self._answers.take(now):
             self._answer(knock, datagram, route)
+        else:
+            self.count("handshake.over_rate")
 
     def _answer(self, knock: Knock, datagram: bytes, route: Route) -> None:
         self._send(knock.responder.response(datagram[-16:], len(datagram), self.random), route)

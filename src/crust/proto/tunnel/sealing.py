@@ -84,7 +84,12 @@ class _Planner:
         self._plain = plain
         self._plans: OrderedDict[int, _Plan] = OrderedDict()
 
+    def find(self, size: int) -> _Plan | None:
+        """The plan for a size, if there is one."""
+        return self._plans.get(size)
+
     def plan(self, size: int) -> _Plan:
+        """The plan for a size, made if need be."""
         plans = self._plans
         found = plans.get(size)
         if found is None:
@@ -217,11 +222,11 @@ class Opener:
         """
         if count == 1:
             return _nonce_fields(1).unpack(self.unmask_one(mask, data))
-        if count < _PLAN_LEAST or data.obj is not self._memory:
+        plan = self._planner.find(size) if data.obj is self._memory else None
+        if plan is None:
             starts = _slices(data, 0, HEADER_BYTES, size, count)
             samples = _samples(data, size, count)
         else:
-            plan = self._planner.plan(size)
             starts, samples = plan.headers[:count], plan.samples[: 2 * count]
         plain = mask.apply(b"".join(starts), b"".join(samples))
         self._headers.view[: len(plain)] = plain
@@ -252,11 +257,11 @@ class Opener:
             return key.aead.decrypt(own.nonces[0], data[HEADER_BYTES:], own.associated[0])
         body = size - SMALLEST_DATAGRAM
         plain = self._plain
-        if count < _PLAN_LEAST or data.obj is not self._memory:
+        plan = self._planner.find(size) if data.obj is self._memory else None
+        if plan is None:
             sealed = _slices(data, HEADER_BYTES, body + TAG_BYTES, size, count)
             outs = _slices(plain, 0, body, body, count) if body else [plain[:0]] * count
         else:
-            plan = self._planner.plan(size)
             sealed, outs = plan.sealed[:count], plan.plain[:count]
         last = len(data) - size * (count - 1) - SMALLEST_DATAGRAM
         end = body * (count - 1) + last
@@ -264,6 +269,9 @@ class Opener:
             sealed[-1] = data[size * (count - 1) + HEADER_BYTES :]
             outs[-1] = plain[end - last : end]
         _run(map(key.aead.decrypt_into, own.nonces, sealed, own.associated, outs))
+        if plan is not None or (count >= _PLAN_LEAST and data.obj is self._memory):
+            # Only now: strangers' batches of many sizes must not drive out the plans of those who use them.
+            self._planner.plan(size)
         return bytes(plain[:end])
 
     def open_one(self, key: ReceiveKey, datagram: memoryview, at: int) -> bytes:

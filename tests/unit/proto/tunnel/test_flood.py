@@ -1,0 +1,159 @@
+"""What strangers send costs little, and gets nothing but what it should."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from crust.crypto.keys import Identity
+from crust.proto.noise.envelope import outer_secret
+from crust.proto.tunnel.constants import ANSWER_BURST, ANSWERS_KEPT, MAX_REQUEST, REQUESTS_REMEMBERED
+from crust.proto.tunnel.handshake import SMALLEST_REQUEST, SaltMark, make_salt
+from crust.proto.tunnel.sealing import Opener
+from crust.testing.tunnel_sim import TunnelHost
+from crust.wire.tunnel import SMALLEST_DATAGRAM
+from tests.unit.proto.tunnel.world import ELSEWHERE, A, Address, World, some_data
+
+SOURCE = (0, ELSEWHERE)
+
+
+def feed(host: TunnelHost, datagrams: list[bytes], *, source: tuple[int, Address] = SOURCE) -> None:
+    """Datagrams of one size, in one piece as UDP_GRO gives them."""
+    data = b"".join(datagrams)
+    host.endpoint.receive_buffer[: len(data)] = data
+    host.endpoint.receive_datagrams(
+        host.endpoint.receive_buffer[: len(data)], len(datagrams[0]), source, host.world.net.now
+    )
+
+
+class TestMark:
+    def test_own_and_others(self) -> None:
+        chance = random.Random(1)
+        ours, theirs = (outer_secret(Identity.generate().id) for _ in range(2))
+        mark = SaltMark(ours)
+        for _ in range(200):
+            rest = chance.randbytes(300)
+            assert mark.is_on(make_salt(ours, chance.randbytes) + rest)
+            assert not mark.is_on(make_salt(theirs, chance.randbytes) + rest)
+            assert not mark.is_on(chance.randbytes(300))
+            broken = bytearray(make_salt(ours, chance.randbytes) + rest)
+            broken[chance.randrange(16)] ^= 1 << chance.randrange(8)
+            assert not mark.is_on(broken)
+
+    @pytest.mark.parametrize("size", [0, 15, 16, SMALLEST_REQUEST - 1, MAX_REQUEST + 1])
+    def test_impossible_lengths(self, size: int) -> None:
+        secret = outer_secret(Identity.generate().id)
+        assert not SaltMark(secret).is_on(make_salt(secret, random.Random(2).randbytes).ljust(size, b"\0")[:size])
+
+    def test_a_salt_is_never_the_same_and_tells_nothing(self) -> None:
+        chance = random.Random(3)
+        secret = outer_secret(Identity.from_seed(bytes(32)).id)
+        salts = [make_salt(secret, chance.randbytes) for _ in range(6000)]
+        assert len(set(salts)) == 6000
+        for at in range(16):
+            assert len({salt[at] for salt in salts}) == 256
+
+
+class TestShort:
+    @pytest.mark.parametrize("size", range(SMALLEST_DATAGRAM))
+    def test_each_one_is_counted(self, size: int) -> None:
+        world = World()
+        feed(world.bob, [bytes(size)])
+        if size:
+            feed(world.bob, [bytes(size)] * 5)
+        assert world.bob.endpoint.stats == {"datagram.short": 6 if size else 1}
+
+    def test_at_the_end_of_a_batch(self) -> None:
+        world = World()
+        feed(world.bob, [*[bytes(100)] * 3, bytes(20)])
+        assert world.bob.endpoint.stats == {"datagram.short": 1, "datagram.stranger": 3}
+
+
+def test_batches_of_strangers_do_not_drive_out_the_plans_of_friends() -> None:
+    world = World()
+    ours, theirs = world.connect()
+    assert world.transfer(world.alice, ours, world.bob, theirs, some_data(400_000), 60)
+    planner = world.bob.endpoint._opener._planner
+    before = dict(planner._plans)
+    assert before
+    chance = random.Random(4)
+    for size in range(100, 160):
+        feed(world.bob, [chance.randbytes(size) for _ in range(30)])
+    assert dict(planner._plans) == before
+    assert world.bob.endpoint.stats["datagram.stranger"] == 60 * 30
+
+
+def test_a_plan_is_made_of_what_proved_authentic_only() -> None:
+    opener = Opener()
+    opener.unmask(World().bob.endpoint._mask, opener.buffer[: 100 * 20], 100, 20)
+    assert not opener._planner._plans
+
+
+class TestCopies:
+    def world(self) -> tuple[World, bytes]:
+        """Bob has answered Alice's request, and the answer was lost."""
+        world = World()
+        world.recording = True
+        world.tamper = lambda source, target, data: [data] if source == A else []
+        world.alice.dial(world.bob)
+        world.after(0.1)
+        request = next(data for source, _, data in world.wire if source == A)
+        world.wire.clear()
+        assert world.bob.endpoint.pending == 1
+        return world, request
+
+    def answers(self, world: World) -> list[bytes]:
+        world.bob.pump()
+        found = [data for source, _, data in world.wire if source != A]
+        world.wire.clear()
+        return found
+
+    def test_a_copy_is_answered_alike(self) -> None:
+        world, request = self.world()
+        feed(world.bob, [request])
+        feed(world.bob, [request])
+        assert len(set(self.answers(world))) == 1
+
+    def test_what_is_no_copy_gets_nothing(self) -> None:
+        """Else a shortened one would be a question that is smaller than its answer."""
+        world, request = self.world()
+        shortened = request[:16] + request[-SMALLEST_REQUEST + 16 :]
+        altered = request[:-1] + bytes([request[-1] ^ 1])
+        for each in (shortened, altered):
+            feed(world.bob, [each])
+        assert self.answers(world) == []
+        assert world.bob.endpoint.stats == {"datagram.forged": 2}
+
+    def test_answers_to_copies_are_bounded(self) -> None:
+        world, request = self.world()
+        for _ in range(100):
+            feed(world.bob, [request] * 20)
+        assert len(self.answers(world)) <= ANSWER_BURST
+        assert world.bob.endpoint.stats["handshake.over_rate"] >= 2000 - ANSWER_BURST
+        world.after(2)
+        feed(world.bob, [request])
+        assert len(self.answers(world)) >= 1
+
+    def test_of_a_finished_handshake(self) -> None:
+        world = World()
+        world.recording = True
+        world.connect()
+        request = next(data for source, _, data in world.wire if source == A)
+        world.wire.clear()
+        for _ in range(50):
+            feed(world.bob, [request] * 20)
+        assert self.answers(world) == []
+        assert world.bob.endpoint.stats["handshake.replayed"] == 1000
+        assert len(world.bob.associations) == 1
+
+    def test_what_is_remembered_is_bounded(self) -> None:
+        world = World()
+        mallory = TunnelHost(world, ELSEWHERE)
+        dial = mallory.dial(world.bob)
+        for _ in range(REQUESTS_REMEMBERED + 10):
+            feed(world.bob, [dial.handshake.request()])
+        assert len(world.bob.endpoint._requests) == REQUESTS_REMEMBERED
+        assert world.bob.endpoint.pending == 1
+        knock = next(iter(world.bob.endpoint._knocks.values()))
+        assert len(knock.responder._answers) <= ANSWERS_KEPT
