@@ -412,7 +412,7 @@ def _record(
                     "share": each.expected.share,
                     "why": each.expected.why,
                 },
-                "verdict": each.verdict,
+                "verdict": each.verdict.value,
                 "connected": each.connected,
                 "met": each.met,
             }

@@ -274,6 +274,11 @@ _KINDS = (
         text="port-restricted, and unexpected TCP segments are answered by RST",
         routers=_own(refuse=True),
     ),
+    Kind(
+        name="linux-reset",
+        text="Linux router, ports preserved, whose firewall answers unexpected TCP segments by RST",
+        routers=(Router(nat=Nat(refuse=True), kernel=True),),
+    ),
 )
 
 NATS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _KINDS})
