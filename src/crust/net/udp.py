@@ -152,12 +152,17 @@ class UdpSocket:
 
     async def start(self) -> None:
         """Begin to receive."""
-        assert self._sock is not None
-        if self.features.reader:
-            self._loop.add_reader(self._sock, self._readable)
+        if self.start_now():
             return
         self.features = self.features._replace(gro=False)
         await self._loop.create_datagram_endpoint(lambda: _Protocol(self), sock=self._sock)
+
+    def start_now(self) -> bool:
+        """Begin to receive, where the event loop does not have to be waited for; else False."""
+        assert self._sock is not None
+        if self.features.reader:
+            self._loop.add_reader(self._sock, self._readable)
+        return self.features.reader
 
     def close(self) -> None:
         """Stop, at once."""
@@ -297,6 +302,23 @@ class UdpSocket:
         except OSError as error:
             return self._failed(error, data, size, address)
         return SendOutcome.SENT
+
+    def send_low(self, data: bytes | memoryview, address: tuple[Any, ...], ttl: int) -> None:
+        """Send one datagram that only has to get out of our own network; where that cannot be said, do not send it."""
+        sock = self._sock
+        if sock is None or self._transport is not None:
+            return
+        six = self.family == socket.AF_INET6
+        level, option = (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS) if six else (socket.IPPROTO_IP, socket.IP_TTL)
+        with contextlib.suppress(OSError):
+            if self._segment:
+                self._set_segment(sock, 0)
+            usual = sock.getsockopt(level, option)
+            sock.setsockopt(level, option, ttl)
+            try:
+                sock.sendto(data, address)
+            finally:
+                sock.setsockopt(level, option, usual)
 
     def _set_segment(self, sock: socket.socket, size: int) -> None:
         sock.setsockopt(_SOL_UDP, _UDP_SEGMENT, size)

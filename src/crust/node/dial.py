@@ -26,6 +26,7 @@ from crust.node.core import Core
 from crust.node.dial_tcp import TcpAttempts
 from crust.node.dial_utp import UtpAttempts
 from crust.node.punch_tcp import TcpPunch
+from crust.node.punch_utp import UtpPunch
 from crust.node.udp import UdpFront
 from crust.proto.nat.behaviour import Filtering
 from crust.proto.nat.budget import DestinationBudget
@@ -33,7 +34,7 @@ from crust.proto.nat.candidates import LocalView, RemoteCandidate, screen
 from crust.proto.nat.limits import TraversalLimits
 from crust.proto.nat.terms import Terms
 from crust.proto.noise.handshake import FailureReason, HandshakeFailed
-from crust.types import Attempt, Candidate, Report, format_address
+from crust.types import Attempt, Candidate, Report, Transport, format_address
 
 __all__ = ["CandidateFeed", "Dialler", "explain_timeout"]
 
@@ -222,6 +223,7 @@ class _Race:
         self._queue: deque[Candidate] = deque()
         self._tried: set[tuple[str, str, int, bool]] = set()
         self._punch: TcpPunch | None = None
+        self._utp_punch: UtpPunch | None = None
 
     async def run(self) -> DialledPath:
         """See `Dialler.race`."""
@@ -325,9 +327,19 @@ class _Race:
 
     def _begin_punching(self, remotes: list[RemoteCandidate]) -> None:
         """Start to try addresses while the peer tries ours."""
-        punch = self._punch_tcp()
+        utp = remotes[0].candidate.transport == "utp"
+        punch = self._punch_utp() if utp else self._punch_tcp()
         attempt = self._note(remotes[0].candidate, len(remotes) - 1)
         self._tasks[self._core.loop.create_task(punch.reach(remotes, attempt))] = attempt
+
+    def _punch_utp(self) -> UtpPunch:
+        dialler, feed = self._dialler, self._feed
+        assert feed.terms is not None
+        assert dialler.utp is not None
+        if self._utp_punch is None or self._utp_punch.closed:
+            front = dialler.utp.front
+            self._utp_punch = UtpPunch(self._core, front, self._peer, feed.terms, feed.punch, dialler.budget)
+        return self._utp_punch
 
     def _punch_tcp(self) -> TcpPunch:
         dialler, feed = self._dialler, self._feed
@@ -355,22 +367,20 @@ class _Race:
             return list(numeric)
         # From here on they are a stranger's words (PROTOCOL 22).
         now, limits = monotonic(), TraversalLimits()
-        predicted = terms.predicted("tcp", now, limits)
+        predicted = [c for transport in self._core.config.transports for c in terms.predicted(transport, now, limits)]
         screening = screen([*numeric, *predicted], self._dialler.view(), attested_hosts=terms.attested)
         for candidate, reason in screening.refused:
             if self._is_new(candidate, hole=True):
                 attempt = self._note(candidate)
                 attempt.ended_ms, attempt.outcome, attempt.detail = attempt.started_ms, "skipped", reason
         items: list[_Item] = []
-        guesses: list[RemoteCandidate] = []
+        guesses: dict[Transport, list[RemoteCandidate]] = {}
         for remote in screening.kept:
-            if remote.candidate.transport == "utp":
-                items.append(remote.candidate)
-            elif remote.candidate.kind == "predicted":
-                guesses.append(remote)
+            if remote.candidate.kind == "predicted":
+                guesses.setdefault(remote.candidate.transport, []).append(remote)
             else:
                 items.append(_Hole([remote]))
-        return [*items, _Hole(guesses)] if guesses else items
+        return [*items, *map(_Hole, guesses.values())]
 
     async def _resolve(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Look up the names among the candidates and drop what cannot be dialled."""

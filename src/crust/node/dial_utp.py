@@ -10,10 +10,10 @@ from crust.node.core import Core
 from crust.node.udp import UdpFront, UtpLink
 from crust.types import Candidate
 
-__all__ = ["UtpAttempts"]
+__all__ = ["UtpAttempts", "UtpDialled"]
 
 
-class _UtpDialled(DialledPath):
+class UtpDialled(DialledPath):
     """A tunnel association after its handshake."""
 
     def __init__(self, link: UtpLink, candidate: Candidate, rtt: float) -> None:
@@ -34,18 +34,21 @@ class UtpAttempts:
 
     Args:
         front: the UDP sockets.
+
+    Attributes:
+        front: see above.
     """
 
     def __init__(self, front: UdpFront) -> None:
-        self._front = front
+        self.front = front
 
     async def dial(self, peer: PeerId, candidate: Candidate) -> DialledPath:
         """Shake hands over UDP."""
         began = monotonic()
-        dial = await self._front.dial(peer, candidate.host, candidate.port)
+        dial = await self.front.dial(peer, candidate.host, candidate.port)
         try:
             link = await dial.future
         except BaseException:
-            self._front.cancel(dial)
+            self.front.cancel(dial)
             raise
-        return _UtpDialled(link, candidate, monotonic() - began)
+        return UtpDialled(link, candidate, monotonic() - began)

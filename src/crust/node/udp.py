@@ -6,22 +6,31 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from crust.errors import RemoteProtocolError
 from crust.net.clock import monotonic
 from crust.net.udp import Features, SendOutcome, UdpSocket, bind_udp, route_info, sockaddr
+from crust.node.utp_link import GROUP_BYTES, LinkConsumer, UtpLink
 from crust.proto.noise.handshake import HandshakeFailed
-from crust.proto.plain import PlainRecords
-from crust.proto.session.outbox import Group
 from crust.proto.tunnel.association import Association
+from crust.proto.tunnel.constants import MAX_PADDING, PUNCH_PADDING
 from crust.proto.tunnel.endpoint import Dial, Knock, TunnelEndpoint
-from crust.proto.tunnel.events import DialFailed, DialSucceeded, Knocked, Lost, Moved, Outgoing, Route, TunnelEvent
+from crust.proto.tunnel.events import (
+    DialFailed,
+    DialSucceeded,
+    Knocked,
+    KnockedAgain,
+    Lost,
+    Moved,
+    Outgoing,
+    Route,
+    TunnelEvent,
+)
 from crust.proto.utp.config import UtpConfig
-from crust.proto.utp.events import Ended, PeerFinished
-from crust.proto.utp.state import State
 from crust.wire.service import REACH_BYTES
 from crust.wire.stun import looks_like_stun
 from crust.wire.tunnel import OVERHEAD_BYTES
@@ -30,7 +39,7 @@ if TYPE_CHECKING:
     from crust.crypto.keys import PeerId
     from crust.node.core import Core
 
-__all__ = ["LinkConsumer", "UdpFront", "UtpDial", "UtpLink"]
+__all__ = ["LinkConsumer", "PunchWatcher", "UdpFront", "UtpDial", "UtpLink"]
 
 # RFC 8200 §5: every IPv6 link takes packets of 1280 bytes; a header of IPv6 is 40 bytes, of IPv4 20, of UDP 8.
 _LEAST_MTU: Final = 1280
@@ -41,158 +50,17 @@ _LARGEST_PAYLOAD: Final = 65_507
 _FLUSH_BYTES: Final = 512 * 1024
 """Sent for one peer before others get a turn of the event loop."""
 
-_UNSENT_BYTES: Final = 128 * 1024
-"""Not yet given to the network: priorities cannot overtake these (PROTOCOL 14)."""
-
-_GROUP_BYTES: Final = 512 * 1024
-"""Room for the largest group."""
-
-_UNSETTLED: Final = (State.CLOSING, State.CLOSING_BOTH, State.LAST_ACK)
 _ANY: Final = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104
 
 
-class LinkConsumer(Protocol):
-    """Who reads a link and is told when it may write."""
+class PunchWatcher(Protocol):
+    """Told what comes in while holes are punched for a peer."""
 
-    def link_received(self, groups: list[tuple[bytes, list[bytes]]], now: float) -> None:
-        """Groups that came."""
+    def heard(self, number: int, source: tuple[str, int]) -> None:
+        """An authentic request of the peer came to a socket."""
 
-    def link_broken(self, error: RemoteProtocolError) -> None:
-        """The peer wrote something that is no record; the link is of no more use."""
-
-    def link_lost(self, reason: str) -> None:
-        """The link is over; nothing follows."""
-
-    def link_writable(self) -> None:
-        """There is room again."""
-
-    def link_moved(self) -> None:
-        """The peer has another address."""
-
-
-class UtpLink:
-    """Groups of records over µTP inside a tunnel association.
-
-    Args:
-        front: whose sockets carry it.
-        association: the engine; this becomes its owner.
-
-    Attributes:
-        consumer: who reads; may be replaced while the link lives. What comes before there is one waits.
-        association: see above.
-    """
-
-    __slots__ = ("_front", "_over", "_records", "_stalled", "association", "consumer", "local", "paused", "remote")
-
-    def __init__(self, front: UdpFront, association: Association, local: tuple[str, int]) -> None:
-        self._front = front
-        self._records = PlainRecords()
-        self._stalled = self._over = False
-        self.paused = False
-        self.association = association
-        self.consumer: LinkConsumer | None = None
-        self.local = local
-        self.remote: tuple[str, int] = association.route[1][:2]
-        association.owner = self
-
-    # --- for the front -------------------------------------------------------------------------------------------
-
-    def drain(self, now: float) -> None:
-        """Take what the engine has for us."""
-        utp, consumer = self.association.utp, self.consumer
-        if consumer is not None and not self.paused and (chunks := utp.data_to_read()):
-            utp.consumed(sum(map(len, chunks)))
-            try:
-                groups = self._records.receive(chunks)
-            except RemoteProtocolError as error:
-                consumer.link_broken(error)
-                return
-            if groups:
-                consumer.link_received(groups, now)
-        while (event := utp.next_event()) is not None:
-            if isinstance(event, Ended):
-                self._end(event.detail)
-            elif isinstance(event, PeerFinished):
-                # A path is for both directions: the peer has closed it.
-                utp.close()
-                self._tell_lost("ended")
-
-    def check_writable(self) -> None:
-        """Tell the consumer when there is room again."""
-        if self._stalled and self._has_room:
-            self._stalled = False
-            if self.consumer is not None:
-                self.consumer.link_writable()
-
-    def moved(self, route: Route, local: tuple[str, int]) -> None:
-        """The peer has another address."""
-        self.remote = route[1][:2]
-        self.local = local
-        if self.consumer is not None:
-            self.consumer.link_moved()
-
-    def lost(self, reason: str) -> None:
-        """The association cannot go on."""
-        self._end(reason)
-
-    def _end(self, reason: str) -> None:
-        self._over = True
-        self._front.finish(self.association)
-        self._tell_lost(reason)
-
-    def _tell_lost(self, reason: str) -> None:
-        consumer, self.consumer = self.consumer, None
-        if consumer is not None:
-            consumer.link_lost(reason)
-
-    # --- for the consumer ----------------------------------------------------------------------------------------
-
-    def read(self) -> None:
-        """Read what waits, after `consumer` or `paused` was set."""
-        self._front.endpoint.touch(self.association)
-        self._front.pump_soon()
-
-    @property
-    def writable(self) -> bool:
-        """Whether a group can be written."""
-        return not self._stalled
-
-    @property
-    def _has_room(self) -> bool:
-        utp = self.association.utp
-        return utp.unsent_bytes < _UNSENT_BYTES and utp.send_space >= _GROUP_BYTES
-
-    def write(self, groups: list[Group], now: float) -> None:
-        """Send groups; only when `writable`."""
-        if self._over:
-            return
-        self.association.utp.send_data(self._records.buffers(groups), now)
-        self._front.flush(self.association, now)
-        self._stalled = not self._has_room
-
-    def idle(self) -> None:
-        """Hold as little memory as possible."""
-        self.association.release()
-
-    def close(self) -> None:
-        """Close after what was written has arrived; nothing is read any more."""
-        self.consumer = None
-        if not self._over:
-            self.association.utp.close()
-            self._front.closing(self)
-            self.read()
-
-    @property
-    def settled(self) -> bool:
-        """After `close`: the peer has everything."""
-        return self._over or self.association.utp.state not in _UNSETTLED
-
-    def abort(self) -> None:
-        """Close at once; the peer is told, if it can be."""
-        self.consumer = None
-        if not self._over:
-            self.association.utp.abort()
-            self.read()
+    def unreachable(self, number: int, target: tuple[str, int]) -> None:
+        """ICMP says that nobody is there."""
 
 
 class UtpDial:
@@ -221,7 +89,10 @@ class UdpFront:
         self._core = core
         self._loop = core.loop
         self._features = features
-        self._sockets: list[UdpSocket] = []
+        self._sockets: dict[int, UdpSocket] = {}
+        self._numbers = itertools.count()
+        self._extra: set[int] = set()  # opened for one dial
+        self._punches: dict[PeerId, PunchWatcher] = {}
         self._on_demand: dict[int, UdpSocket] = {}  # by family, opened for dialling
         self._held: Outgoing | None = None  # what the kernel did not take
         self._unflushed: dict[Association, None] = {}
@@ -235,7 +106,11 @@ class UdpFront:
         self._awaited: dict[bytes, Callable[[], None]] = {}
         self.stun_received: Callable[[bytes, tuple[str, int]], bool] | None = None
         self.knocked: Callable[[Knock], None] | None = None
-        self.endpoint: Final = TunnelEndpoint(
+        self.endpoint: Final = self._make_endpoint()
+
+    def _make_endpoint(self) -> TunnelEndpoint:
+        core = self._core
+        endpoint = TunnelEndpoint(
             core.identity,
             core.network,
             core.hello,
@@ -244,19 +119,25 @@ class UdpFront:
             now=monotonic(),
             count=core.stats.count,
         )
+        endpoint.config_for = lambda route: self._config(self._sockets[route[0]], route[1])[0]
+        return endpoint
 
     # --- sockets -------------------------------------------------------------------------------------------------
 
     async def add(self, sock: socket.socket) -> UdpSocket:
         """Use a bound socket."""
-        found = UdpSocket(self._loop, sock, len(self._sockets), self, self._features)
-        self._sockets.append(found)
+        found = self._adopt(sock)
         await found.start()
+        return found
+
+    def _adopt(self, sock: socket.socket) -> UdpSocket:
+        number = next(self._numbers)
+        found = self._sockets[number] = UdpSocket(self._loop, sock, number, self, self._features)
         return found
 
     async def _socket_for(self, family: int) -> UdpSocket:
         """A socket to dial from: one that listens on every address, if there is, so that answers find it later, too."""
-        listening = [found for found in self._sockets if found.family == family]
+        listening = [s for n, s in self._sockets.items() if s.family == family and n not in self._extra]
         for found in listening:
             if found.local[0] == _ANY[socket.AddressFamily(family)]:
                 return found
@@ -276,7 +157,7 @@ class UdpFront:
 
     def close(self) -> None:
         """Close every socket."""
-        for found in self._sockets:
+        for found in self._sockets.values():
             found.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -295,7 +176,7 @@ class UdpFront:
             mtu_ceiling=max(largest - OVERHEAD_BYTES, least),
             datagram_overhead=OVERHEAD_BYTES,
             receive_window=limits.receive_window_bytes,
-            send_buffer=max(limits.retention_bytes, 4 * _GROUP_BYTES),
+            send_buffer=max(limits.retention_bytes, 4 * GROUP_BYTES),
         )
         local = sock.local if sock.local[0] != _ANY[sock.family] else (info.local or sock.local[0], sock.local[1])
         return config, local
@@ -333,6 +214,71 @@ class UdpFront:
             future.result().abort()
         self._stop_watching()
 
+    # --- punching ------------------------------------------------------------------------------------------------
+
+    def punch(self, peer: PeerId, watcher: PunchWatcher) -> UtpDial:
+        """Begin one handshake with all addresses of a peer; `probe` sends its requests. End it with `cancel_punch`."""
+        dial = self.endpoint.punch(peer, monotonic())
+        found = self._dials[dial] = UtpDial(dial, self._loop.create_future())
+        self._punches[peer] = watcher
+        return found
+
+    async def main_socket(self, host: str) -> int:
+        """The socket that will carry data to a host.
+
+        Raises:
+            OSError: none can be opened.
+        """
+        sock = await self._socket_for(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        sock.watch_refusals(True)
+        return sock.number
+
+    def probe(
+        self, dial: UtpDial, number: int, target: tuple[str, int], *, ttl: int | None = None, small: bool = False
+    ) -> None:
+        """Queue a request from a socket; `pump_soon` sends it.
+
+        Args:
+            dial: whose.
+            number: of the socket.
+            target: numeric host, and port.
+            ttl: a low one, or None.
+            small: with little padding, as there will be many.
+        """
+        padding = PUNCH_PADDING if small else MAX_PADDING
+        self.endpoint.probe(dial.dial, (number, sockaddr(*target)), monotonic(), ttl=ttl, padding=padding)
+
+    def open_extra(self, host: str, count: int) -> list[int]:
+        """Open sockets for one dial; fewer than asked for where the system has no more. `release` follows."""
+        found: list[int] = []
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        for _ in range(count):
+            try:
+                sock = self._adopt(bind_udp(_ANY[family], 0))
+            except OSError:
+                self._core.stats.count("punch.no_more_sockets")
+                break
+            if not sock.start_now():
+                self._loop.create_task(sock.start())
+            found.append(sock.number)
+        self._extra.update(found)
+        return found
+
+    def cancel_punch(self, peer: PeerId, dial: UtpDial, numbers: Sequence[int]) -> None:
+        """End a dial; of the sockets that were opened for it those stay over which the peer is reached."""
+        self._punches.pop(peer, None)
+        self._dials.pop(dial.dial, None)
+        self.endpoint.cancel(dial.dial)
+        self._close_unused(set(numbers))
+        self._stop_watching()
+
+    def _close_unused(self, numbers: set[int]) -> None:
+        for number in numbers - self.endpoint.sockets_in_use():
+            self._extra.discard(number)
+            sock = self._sockets.pop(number, None)
+            if sock is not None:
+                sock.close()
+
     # --- datagrams that are nobody's -----------------------------------------------------------------------------
 
     def send_plain(self, data: bytes, local_port: int, host: str, port: int) -> bool:
@@ -342,7 +288,7 @@ class UdpFront:
             OSError: not a numeric address.
         """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        for sock in self._sockets:
+        for sock in self._sockets.values():
             if sock.family == family and sock.local[1] == local_port:
                 sock.send(data, len(data), sockaddr(host, port))
                 return True
@@ -358,7 +304,7 @@ class UdpFront:
 
     def _stop_watching(self) -> None:
         if not self.endpoint.dialling:
-            for sock in self._sockets:
+            for sock in self._sockets.values():
                 sock.watch_refusals(False)
 
     def accept(self, knock: Knock) -> UtpLink:
@@ -376,6 +322,8 @@ class UdpFront:
         association.close()
         self._closing.pop(association.owner, None)
         self._note_settled()
+        if self._extra:
+            self._close_unused(self._extra)
 
     def _note_settled(self) -> None:
         if self._settling is not None and not self._settling.done():
@@ -414,12 +362,15 @@ class UdpFront:
 
     def udp_refused(self, number: int, address: tuple[Any, ...], error: OSError) -> None:
         """Nobody is there: what dials this address has failed."""
+        if error.errno == errno.ECONNREFUSED:
+            for watcher in self._punches.values():
+                watcher.unreachable(number, address[:2])
         for dial, waiting in list(self._dials.items()):
             if dial.route == (number, address) and not waiting.future.done():
                 self._dials.pop(dial)
                 self.endpoint.cancel(dial)
                 waiting.future.set_exception(
-                    ConnectionRefusedError(error.errno, error.strerror) if error.errno == 111 else error
+                    ConnectionRefusedError(error.errno, error.strerror) if error.errno == errno.ECONNREFUSED else error
                 )
         self._loop.call_soon(self._stop_watching)
 
@@ -488,7 +439,13 @@ class UdpFront:
 
     def _transmit(self, out: Outgoing, now: float) -> bool:
         number, address = out.route
-        outcome = self._sockets[number].send(out.data, out.size, address)
+        sock = self._sockets.get(number)
+        if sock is None:
+            return True
+        if out.ttl is not None:
+            sock.send_low(out.data, address, out.ttl)
+            return True
+        outcome = sock.send(out.data, out.size, address)
         if outcome is SendOutcome.BLOCKED:
             self._held = out
             return False
@@ -514,7 +471,10 @@ class UdpFront:
         self.pump()
 
     def _handle(self, event: TunnelEvent) -> None:
-        if isinstance(event, Knocked):
+        if isinstance(event, KnockedAgain):
+            self._tell_punch(event.knock, event.route)
+        elif isinstance(event, Knocked):
+            self._tell_punch(event.knock, event.knock.route)
             if self.knocked is not None:
                 self.knocked(event.knock)
             else:
@@ -534,8 +494,15 @@ class UdpFront:
             if link is not None:
                 _, local = self._config(self._sockets[event.route[0]], event.route[1])
                 link.moved(event.route, local)
+            if self._extra:
+                self._close_unused(self._extra)
         elif isinstance(event, Lost) and event.association.owner is not None:
             event.association.owner.lost("the peer does not renew its keys")
+
+    def _tell_punch(self, knock: Knock, route: Route) -> None:
+        watcher = self._punches.get(knock.hello.peer)
+        if watcher is not None:
+            watcher.heard(route[0], route[1][:2])
 
     def _fail(self, dial: Dial, error: HandshakeFailed) -> None:
         waiting = self._dials.pop(dial, None)

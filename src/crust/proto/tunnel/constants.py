@@ -24,6 +24,10 @@ RENEW_RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 RETRANSMIT_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 # Requests whose answers are still recognised.
 REQUESTS_KEPT: Final = 8
+# The same where one handshake goes to many addresses of a peer behind a NAT, up to two thousand times.
+PUNCH_REQUESTS_KEPT: Final = 2048
+# Of a random port that is probed nothing is known; so little padding goes there.
+PUNCH_PADDING: Final = 63
 # Different requests of one handshake that get answers of their own.
 ANSWERS_KEPT: Final = 12
 

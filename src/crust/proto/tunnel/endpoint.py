@@ -24,11 +24,13 @@ from crust.proto.tunnel.constants import (
     ANSWER_RATE,
     DIALS_TRIED,
     MAX_KNOCKS,
+    MAX_PADDING,
+    PUNCH_REQUESTS_KEPT,
     REQUESTS_REMEMBERED,
     RETRANSMIT_SECONDS,
 )
 from crust.proto.tunnel.cookie import Admission, TokenBucket
-from crust.proto.tunnel.events import DialFailed, DialSucceeded, Knocked, Outgoing, Route, TunnelEvent
+from crust.proto.tunnel.events import DialFailed, DialSucceeded, Knocked, KnockedAgain, Outgoing, Route, TunnelEvent
 from crust.proto.tunnel.handshake import (
     Discarded,
     OpenedRequest,
@@ -44,6 +46,7 @@ from crust.proto.tunnel.header import MAX_SEGMENTS, HeaderMask
 from crust.proto.tunnel.keys import ReceiveKey
 from crust.proto.tunnel.pending import Dial, Knock
 from crust.proto.tunnel.sealing import Opener, Sealer
+from crust.proto.utp.config import UtpConfig
 from crust.wire.handshake import Hello, Hint
 from crust.wire.tunnel import (
     CONTROL_MARK,
@@ -57,8 +60,6 @@ from crust.wire.tunnel import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from crust.proto.utp.config import UtpConfig
 
 __all__ = ["Dial", "Knock", "TunnelEndpoint"]
 
@@ -81,6 +82,7 @@ class TunnelEndpoint:
         id: our PeerId.
         random: see above.
         sealer: seals for all associations.
+        config_for: gives the settings of µTP on a way; used where a dial goes to many addresses.
         touched: associations with something to do for the front end: data, events, or datagrams to send.
     """
 
@@ -121,6 +123,7 @@ class TunnelEndpoint:
         self._agenda: list[tuple[float, int, Association | Dial]] = []
         self._agenda_count = 0
         self._count = count
+        self.config_for: Callable[[Route], UtpConfig] = lambda route: UtpConfig(tunnel=True)
 
     # --- for associations ----------------------------------------------------------------------------------------
 
@@ -159,7 +162,12 @@ class TunnelEndpoint:
         return Introduction(index, self._header_key, self._hello)
 
     def initiator(
-        self, peer: PeerId, index: int, suite: Suite | None = None, *, renews: bytes = b""
+        self,
+        peer: PeerId,
+        index: int,
+        suite: Suite | None = None,
+        *,
+        renews: bytes = b"",
     ) -> TunnelInitiator:
         """The dialling side of a handshake."""
         return TunnelInitiator(
@@ -198,6 +206,11 @@ class TunnelEndpoint:
         """Indexes in use: one for each dial and association, and one more while keys are renewed."""
         return len(self._by_index)
 
+    def sockets_in_use(self) -> set[int]:
+        """Numbers of the sockets over which associations go."""
+        keys = (key for key in self._by_index.values() if isinstance(key, ReceiveKey))
+        return {key.association.route[0] for key in keys}
+
     @property
     def dialling(self) -> bool:
         """Whether an answer to a dial is awaited."""
@@ -212,6 +225,28 @@ class TunnelEndpoint:
         self._send_request(dial, now)
         return dial
 
+    def punch(self, peer: PeerId, now: float) -> Dial:
+        """Begin one handshake with all addresses that a peer may have; `probe` sends its requests."""
+        index = self.reserve_index()
+        dial = Dial(peer, None, index, self.initiator(peer, index), None, now)
+        dial.handshake.keep_requests(PUNCH_REQUESTS_KEPT)
+        self._by_index[index] = dial
+        return dial
+
+    def probe(
+        self, dial: Dial, route: Route, now: float, *, ttl: int | None = None, padding: int = MAX_PADDING
+    ) -> None:
+        """Send the request of a dial to many addresses to one of them, once."""
+        if dial.due is None:
+            return
+        if route not in dial.routes:
+            dial.routes[route] = None
+            self._dials.setdefault(route, []).append(dial)
+        dial.sends += 1
+        dial.sent_at = now
+        datagram = dial.handshake.request(route, padding)
+        self._outgoing.append(Outgoing(datagram, len(datagram), route, ttl=ttl))
+
     def cancel(self, dial: Dial) -> None:
         """Give a dial up."""
         if dial.due is None:
@@ -221,10 +256,11 @@ class TunnelEndpoint:
         self._forget_dial(dial)
 
     def _forget_dial(self, dial: Dial) -> None:
-        dials = self._dials[dial.route]
-        dials.remove(dial)
-        if not dials:
-            del self._dials[dial.route]
+        for route in dial.routes:
+            dials = self._dials[route]
+            dials.remove(dial)
+            if not dials:
+                del self._dials[route]
 
     def accept(self, knock: Knock, config: UtpConfig, now: float) -> Association:
         """Answer with message 2; nothing is sent over the association before it is proved."""
@@ -363,7 +399,7 @@ class TunnelEndpoint:
         """A datagram with the index of a dial: message 2, or a forgery."""
         header = bytes(self._opener.headers[at * HEADER_BYTES : (at + 1) * HEADER_BYTES])
         try:
-            keys = dial.handshake.receive_response(header, datagram[HEADER_BYTES:])
+            keys = dial.handshake.receive_response(header, datagram[HEADER_BYTES:], _key(dial, route))
         except HandshakeFailed as error:
             self._fail(dial, error)
             return
@@ -377,7 +413,8 @@ class TunnelEndpoint:
         self._forget_dial(dial)
         # Only the last request can be the one that was answered so soon; else the round trip is not known.
         rtt = now - dial.sent_at if dial.sends == 1 else 0.0
-        association = Association(self, keys, dial.index, route, dial.config, now, rtt)
+        config = dial.config if dial.config is not None else self.config_for(route)
+        association = Association(self, keys, dial.index, route, config, now, rtt)
         self.touch(association)
         self._arm(association)
         self.tell(DialSucceeded(dial, association))
@@ -421,14 +458,17 @@ class TunnelEndpoint:
         """Take in what may be a cookie or a hint; whether it was one."""
         for dial in self._dials.get(route, ())[:DIALS_TRIED]:
             try:
-                news = dial.handshake.receive_reply(datagram)
+                news = dial.handshake.receive_reply(datagram, _key(dial, route))
             except HandshakeFailed as error:
                 self._fail(dial, error)
                 return True
             if news is not None:
                 if news:
                     self.count("handshake.cookie_received")
-                    self._send_request(dial, now)
+                    if dial.route is None:
+                        self.probe(dial, route, now)
+                    else:
+                        self._send_request(dial, now)
                 return True
         return False
 
@@ -446,6 +486,7 @@ class TunnelEndpoint:
         knock = self._knocks.get(opened.ephemeral)
         if knock is not None:
             self._receive_again(knock, datagram, route, now)
+            self.tell(KnockedAgain(knock, route))
             return
         self._seen.expire(now)
         if opened.ephemeral in self._seen:
@@ -494,6 +535,7 @@ class TunnelEndpoint:
         # Not to the millisecond: what several dials send at once would collide again and again.
         dial.due = now + pause * (1 + self.random(1)[0] / 1024)
         self._schedule(dial.due, dial)
+        assert dial.route is not None
         self._send(dial.handshake.request(), dial.route)
 
     def _send(self, datagram: bytes, route: Route) -> None:
@@ -547,3 +589,8 @@ class TunnelEndpoint:
         if not association.has_more and not association.closed:
             self._arm(association)
         return found
+
+
+def _key(dial: Dial, route: Route) -> Route | None:
+    """To tell the requests of a dial to many addresses apart."""
+    return route if dial.route is None else None

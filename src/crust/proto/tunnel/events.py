@@ -10,7 +10,17 @@ if TYPE_CHECKING:
     from crust.proto.tunnel.association import Association
     from crust.proto.tunnel.endpoint import Dial, Knock
 
-__all__ = ["DialFailed", "DialSucceeded", "Knocked", "Lost", "Moved", "Outgoing", "Route", "TunnelEvent"]
+__all__ = [
+    "DialFailed",
+    "DialSucceeded",
+    "Knocked",
+    "KnockedAgain",
+    "Lost",
+    "Moved",
+    "Outgoing",
+    "Route",
+    "TunnelEvent",
+]
 
 Route: TypeAlias = tuple[int, tuple[Any, ...]]
 """One way to a peer: the front end's number of a socket, and an address as that socket knows it (host first)."""
@@ -25,6 +35,7 @@ class Outgoing(NamedTuple):
         route: where to.
         probe: a probe of the path MTU, not to be fragmented.
         association: whose they are; None for a handshake's.
+        ttl: a low one, for a datagram that only has to leave our own network; None: the system's.
     """
 
     data: bytes | memoryview
@@ -32,6 +43,7 @@ class Outgoing(NamedTuple):
     route: Route
     probe: bool = False
     association: Association | None = None
+    ttl: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +51,14 @@ class Knocked:
     """A peer sent an authentic message 1: accept it, refuse it, or forget it."""
 
     knock: Knock
+
+
+@dataclass(frozen=True, slots=True)
+class KnockedAgain:
+    """The same message 1 came again: from another address perhaps, or because our answer was lost."""
+
+    knock: Knock
+    route: Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +92,4 @@ class Lost:
     association: Association
 
 
-TunnelEvent: TypeAlias = Knocked | DialSucceeded | DialFailed | Moved | Lost
+TunnelEvent: TypeAlias = Knocked | KnockedAgain | DialSucceeded | DialFailed | Moved | Lost

@@ -14,7 +14,9 @@ nothing before the envelope has opened, and under load before a cookie came back
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -232,28 +234,45 @@ class TunnelInitiator:
         self._noise = IkInitiator(self._suite, prologue, identity.dh, DhKey(random(DH_BYTES)), remote.x25519)
         self._message = self._noise.write_message_1(serialize_introduction(introduction))
         self._cookie: bytes | None = None
-        self._requests: deque[tuple[bytes, bytes]] = deque(maxlen=REQUESTS_KEPT)  # (salt, tag), the newest first
+        # (salt, tag, where it went), the newest first.
+        self._requests: deque[tuple[bytes, bytes, Hashable]] = deque(maxlen=REQUESTS_KEPT)
 
     @property
     def message(self) -> bytes:
         """The bare Noise message 1, for an envelope that is there already (renewal)."""
         return bytes((self._suite.value,)) + self._message
 
-    def request(self) -> bytes:
-        """Message 1, in a new envelope each time."""
+    def request(self, route: Hashable = None, padding: int = MAX_PADDING) -> bytes:
+        """Message 1, in a new envelope each time.
+
+        Args:
+            route: where it goes, if it goes to several addresses.
+            padding: random bytes at most.
+        """
         salt = make_salt(self._secret, self._random)
         proof = NO_PROOF if self._cookie is None else prove(self._cookie, salt)
-        body = serialize_request(TunnelRequest(self._suite, self._message, proof), draw(self._random, 0, MAX_PADDING))
+        body = serialize_request(TunnelRequest(self._suite, self._message, proof), draw(self._random, 0, padding))
         sealed = aead(Suite.AESGCM, _request_key(self._secret, salt)).encrypt(_NONCE, body, salt)
-        self._requests.appendleft((salt, sealed[-TAG_BYTES:]))
+        self._requests.appendleft((salt, sealed[-TAG_BYTES:], route))
         return salt + sealed
 
-    def receive_response(self, header: bytes, sealed: bytes | memoryview) -> TunnelKeys | None:
+    def keep_requests(self, count: int) -> None:
+        """Remember more requests, as they go to several addresses."""
+        self._requests = deque(self._requests, maxlen=count)
+
+    def _sent_to(self, route: Hashable) -> Iterator[tuple[bytes, bytes]]:
+        """What an answer from there may belong to: requests to that address, or, who knows, the newest to others."""
+        there = ((salt, tag) for salt, tag, to in self._requests if to == route)
+        others = ((salt, tag) for salt, tag, to in self._requests if to != route)
+        return itertools.chain(itertools.islice(there, REQUESTS_KEPT), itertools.islice(others, REQUESTS_KEPT))
+
+    def receive_response(self, header: bytes, sealed: bytes | memoryview, route: Hashable = None) -> TunnelKeys | None:
         """Read a datagram that carries our index as message 2.
 
         Args:
             header: unmasked.
             sealed: what follows it.
+            route: from where it came, if requests went to several addresses.
 
         Returns:
             None when it is none.
@@ -261,7 +280,7 @@ class TunnelInitiator:
         Raises:
             HandshakeFailed: the peer is broken, or does not fit us.
         """
-        for _, tag in self._requests:
+        for _, tag in self._sent_to(route):
             key = _response_key(self._noise.chaining_key, tag)
             try:
                 body = aead(self._suite, key).decrypt(nonce(self._suite, 0), sealed, header)
@@ -293,8 +312,8 @@ class TunnelInitiator:
             raise HandshakeFailed(FailureReason.SIGNING_MISMATCH)
         return _keys(self._noise, self._suite, theirs, initiator=True)
 
-    def receive_reply(self, datagram: bytes | memoryview) -> bool | None:
-        """Read a datagram from the dialled address as a cookie or a hint.
+    def receive_reply(self, datagram: bytes | memoryview, route: Hashable = None) -> bool | None:
+        """Read a datagram from the dialled address (`route`, if there are several) as a cookie or a hint.
 
         Returns:
             True for a new cookie: the request should go out again. False for one that we have. None for neither.
@@ -302,7 +321,7 @@ class TunnelInitiator:
         Raises:
             HandshakeFailed: a hint says so.
         """
-        for salt, tag in self._requests:
+        for salt, tag in self._sent_to(route):
             try:
                 body = aead(Suite.AESGCM, _reply_key(self._secret, salt, tag)).decrypt(_NONCE, datagram, tag)
                 reply = parse_reply(body)

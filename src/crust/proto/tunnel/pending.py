@@ -1,4 +1,4 @@
-"""Handshakes that are not finished."""
+"""Handshakes under way: those that we began, and those that peers began."""
 
 from __future__ import annotations
 
@@ -21,18 +21,26 @@ class Dial:
 
     Attributes:
         peer: whom we dial.
-        route: where.
+        route: where; None for a dial to many addresses.
+        routes: everywhere it went.
         sends: requests sent so far.
         owner: for the front end.
     """
 
-    __slots__ = ("_handshake", "config", "due", "first_sent", "index", "owner", "peer", "route", "sends", "sent_at")
+    __slots__ = ("_handshake", "config", "due", "index", "owner", "peer", "route", "routes", "sends", "sent_at")
 
     def __init__(
-        self, peer: PeerId, route: Route, index: int, handshake: TunnelInitiator, config: UtpConfig, now: float
+        self,
+        peer: PeerId,
+        route: Route | None,
+        index: int,
+        handshake: TunnelInitiator,
+        config: UtpConfig | None,
+        now: float,
     ) -> None:
         self.peer = peer
         self.route = route
+        self.routes: dict[Route, None] = {} if route is None else {route: None}
         self.index = index
         self.config = config
         self.sends = 0
