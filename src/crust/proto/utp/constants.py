@@ -79,6 +79,8 @@ MIN_LOSS_PROBE = 0.01
 ACK_EVERY_PACKETS = 2
 # A far ack may have a kilobyte: for so many packets it is a small part of the traffic.
 FAR_ACK_EVERY_PACKETS = 32
+# Pieces of one packet: twice what 64 KiB need on the narrowest path. Each new one is compared with all others.
+MAX_PARTS = 128
 # Payloads below it are copied and joined: each buffer kept costs some 200 bytes beyond its data.
 SMALL_PAYLOAD_BYTES = 512
 JOINED_PAYLOAD_BYTES = 65_536

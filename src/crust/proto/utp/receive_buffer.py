@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 
-from crust.proto.utp.constants import JOINED_PAYLOAD_BYTES, MAX_PACKETS_IN_FLIGHT, SMALL_PAYLOAD_BYTES
+from crust.proto.utp.constants import JOINED_PAYLOAD_BYTES, MAX_PACKETS_IN_FLIGHT, MAX_PARTS, SMALL_PAYLOAD_BYTES
 from crust.wire.utp import Buffer
 
 __all__ = ["Outcome", "ReceiveBuffer"]
@@ -225,6 +225,8 @@ class _Parts:
             return False
         if self._have.get(offset) == len(payload):
             return True
+        if len(self._have) >= MAX_PARTS:
+            return False
         if any(offset < at + length and at < end for at, length in self._have.items()):
             # Cut differently than last time, as the path shrank again: begin anew.
             self._have.clear()

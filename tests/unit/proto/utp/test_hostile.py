@@ -13,6 +13,7 @@ import pytest
 
 from crust.proto.utp.config import UtpConfig
 from crust.proto.utp.connection import UtpConnection
+from crust.proto.utp.constants import MAX_PARTS
 from crust.proto.utp.events import Connected, DropReason, Ended, EndReason
 from crust.wire.utp import Extension, Header, PacketType, parse_header, serialize_header, serialize_selective_ack
 from tests.unit.proto.utp.pair import START, packet, sent_by
@@ -226,6 +227,18 @@ def test_parts_that_never_become_whole_do_not_grow() -> None:
         end.receive_datagrams([packet(seq_nr=6 + at & 0xFFFF, extension=Extension.PART, body=body)], START)
 
     assert grown(feed, 2000) < 1 << 20
+
+
+def test_a_packet_in_ever_smaller_parts_ends_it() -> None:
+    """Each part is compared with all others, so a part for each byte would cost more and more."""
+    end = victim()
+    for at in range(MAX_PARTS + 1):
+        body = b"\0\x04" + (2 * at).to_bytes(2, "big") + b"\xff\xffx"
+        assert not end.ended
+        end.receive_datagrams([packet(seq_nr=6, extension=Extension.PART, body=body)], START)
+    event = end.next_event()
+    assert isinstance(event, Ended)
+    assert DropReason.BAD_PART.value in event.detail
 
 
 def test_more_than_the_window_is_dropped() -> None:
