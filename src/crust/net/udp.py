@@ -187,6 +187,7 @@ class UdpSocket:
             return
         broken = False
         receive = self._receive_batch if self.features.gro else self._receive_single
+        buffer = consumer.receive_buffer
         # Who was asked to read a while ago and finds one datagram expects no other: the question would cost as much as
         # what it asks for. Should there be one, the event loop says so at once.
         began = monotonic()
@@ -194,7 +195,7 @@ class UdpSocket:
         try:
             read = 0
             for _ in range(_RECEIVES_PER_TURN):
-                count, lone = receive(sock)
+                count, lone = receive(sock, buffer)
                 read += count
                 if self._sock is None:
                     return
@@ -211,9 +212,8 @@ class UdpSocket:
         consumer.udp_drained()
         self._read_at = monotonic()
 
-    def _receive_batch(self, sock: socket.socket) -> tuple[int, bool]:
+    def _receive_batch(self, sock: socket.socket, buffer: memoryview) -> tuple[int, bool]:
         """Read once; how many bytes, and whether it was a single datagram."""
-        buffer = self._consumer.receive_buffer
         count, ancillary, _, address = sock.recvmsg_into((buffer,), _ANCILLARY_BYTES)
         size = count
         for level, kind, data in ancillary:
@@ -222,8 +222,7 @@ class UdpSocket:
         self._consumer.udp_received(self.number, buffer[:count], size, address)
         return count, size == count
 
-    def _receive_single(self, sock: socket.socket) -> tuple[int, bool]:
-        buffer = self._consumer.receive_buffer
+    def _receive_single(self, sock: socket.socket, buffer: memoryview) -> tuple[int, bool]:
         count, address = sock.recvfrom_into(buffer)
         self._consumer.udp_received(self.number, buffer[:count], count, address)
         return count, True

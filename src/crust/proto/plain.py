@@ -49,18 +49,31 @@ class PlainRecords:
         Raises:
             RemoteProtocolError: something that is no record.
         """
+        groups: list[tuple[bytes, list[bytes]]] = []
         for chunk in chunks:
+            if type(chunk) is bytes and not (self._size or self._length or self._due) and self._is_lone(chunk):
+                groups.append((chunk[_FIELD:], []))
+                continue
             self._chunks.append(chunk)
             self._size += len(chunk)
-        groups: list[tuple[bytes, list[bytes]]] = []
+            self._split(groups)
+        return groups
+
+    @staticmethod
+    def _is_lone(chunk: bytes) -> bool:
+        """Whether these bytes are just one group, without payloads: what a request or its answer is."""
+        return len(chunk) > _FIELD and not chunk[_FIELD] and chunk[0] << 8 | chunk[1] == len(chunk) - _FIELD - 1
+
+    def _split(self, groups: list[tuple[bytes, list[bytes]]]) -> None:
+        """Add the groups that are whole."""
         while True:
             length = self._length
             if not length:
                 if self._size < _FIELD:
-                    return groups
+                    return
                 length = self._length = int.from_bytes(self._take(_FIELD), "big") + 1
             if self._size < length:
-                return groups
+                return
             plain = self._take(length)
             self._length = 0
             if self._due:

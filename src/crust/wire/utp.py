@@ -41,6 +41,7 @@ __all__ = [
     "Header",
     "PacketType",
     "is_header_run",
+    "pack_header",
     "parse_extensions",
     "parse_header",
     "serialize_far_acks",
@@ -145,6 +146,9 @@ class Extensions(NamedTuple):
 # ack_nr) of the first 20 bytes of a buffer that the caller knows to be long enough: the one call per packet on the way
 # in. Every value fits its field, so nothing but the first byte is left to check.
 unpack_header = _HEADER.unpack_from
+
+# The other way round; who calls it has taken every field modulo the range of its place.
+pack_header = _HEADER.pack
 
 
 def parse_header(datagram: Buffer) -> Header:

@@ -43,6 +43,7 @@ from crust.wire.tunnel import (
     serialize_control,
 )
 from crust.wire.utp import HEADER_BYTES as UTP_BYTES
+from crust.wire.utp import Buffer
 
 if TYPE_CHECKING:
     from crust.proto.tunnel.endpoint import TunnelEndpoint
@@ -168,11 +169,15 @@ class Association:
         self._endpoint.register(index, key)
         return key
 
+    @property
+    def active_at(self) -> float:
+        """When a datagram of µTP last came or went."""
+        return max(self._sent_at, self._heard)
+
     def release(self) -> None:
         """Give up what an idle association can make again."""
         self._send.release()
         self._receive.release()
-        self.utp.release()
 
     def close(self) -> None:
         """Forget everything; datagrams that still come are strangers'."""
@@ -383,8 +388,11 @@ class Association:
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` wants to be called."""
-        own, inner = self._timers.next_timeout(), self.utp.next_timeout()
-        return own if inner is None else inner if own is None else min(own, inner)
+        own, inner = self._timers.deadlines, self.utp.deadlines
+        if not inner:
+            return min(own.values()) if own else None
+        due = min(inner.values())
+        return min(due, *own.values())
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due."""
@@ -448,13 +456,28 @@ class Association:
                     self.renew(now)
             batch = batches.pop(0)
             self.has_more = bool(batches) or not self._drained
-            data, size = self._endpoint.sealer.seal(self._send, batch.headers, batch.bodies)
+            data, size = self._endpoint.sealer.seal(self._send, batch.headers, batch.bodies, is_run=batch.is_run)
         except KeyExhaustedError:
             self.close()
             self._endpoint.tell(Lost(self))
             return None
         self._sent_at = now
-        return Outgoing(data, size, self._route_for(len(data)), batch.probe, self)
+        route = self.route if self._new_address is None else self._route_for(len(data))
+        return Outgoing(data, size, route, batch.probe, self)
+
+    def lone_outgoing(self, data: Buffer, now: float) -> Outgoing | None:
+        """Data in one datagram that leaves at once; None when it is not that easy, and nothing has been done."""
+        if self._control or self._batches or self._new_address is not None or self.closed:
+            return None
+        send = self._send
+        if send.counter >= RENEW_DATAGRAMS:
+            return None
+        header = self.utp.send_lone(memoryview(data), now)
+        if header is None:
+            return None
+        self._sent_at = now
+        sealed = self._endpoint.sealer.seal_one(send, header, data)
+        return Outgoing(sealed, len(sealed), self.route, False, self)
 
     def _seal_control(self, now: float) -> Outgoing:
         kind, body, route = self._control.pop(0)

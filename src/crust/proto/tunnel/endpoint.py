@@ -53,10 +53,12 @@ from crust.wire.tunnel import (
     HEADER_BYTES,
     HEADER_KEY_BYTES,
     NONCE_BYTES,
+    SAMPLE_BYTES,
     SMALLEST_DATAGRAM,
     Introduction,
     TunnelRequest,
 )
+from crust.wire.utp import Buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
 __all__ = ["Dial", "Knock", "TunnelEndpoint"]
 
 _NONCE: Final = Struct(">IQ")
+_MASKED: Final = HEADER_BYTES + SAMPLE_BYTES
 
 
 class TunnelEndpoint:
@@ -303,13 +306,15 @@ class TunnelEndpoint:
         if len(datagram) < SMALLEST_DATAGRAM:
             self.count("datagram.short")
             return
-        header = self._opener.unmask_one(self._mask, datagram)
+        start = bytes(datagram[:_MASKED])
+        header = self._mask.apply_one(start[:HEADER_BYTES], start[HEADER_BYTES:])
         index, counter = _NONCE.unpack_from(header)
         key = self._by_index.get(index)
         if not isinstance(key, ReceiveKey):
             if key is None:
                 self._receive_stranger(datagram, route, now)
             else:
+                self._opener.headers[:HEADER_BYTES] = header
                 self._receive_response(key, datagram, 0, route, now)
             return
         window = key.window
@@ -582,6 +587,16 @@ class TunnelEndpoint:
     def next_outgoing(self) -> Outgoing | None:
         """The next datagram of a handshake."""
         return self._outgoing.popleft() if self._outgoing else None
+
+    def lone_outgoing(self, association: Association, data: Buffer, now: float) -> Outgoing | None:
+        """Data of an association in one datagram, at once; None when it must take the usual way (`send_data`)."""
+        found = association.lone_outgoing(data, now)
+        if found is not None:
+            due = association.next_timeout()
+            if due is not None and due < association.armed:
+                association.armed = due
+                self._schedule(due, association)
+        return found
 
     def association_outgoing(self, association: Association, now: float) -> Outgoing | None:
         """The next datagrams of an association; when `has_more` is false afterwards, its timers are armed."""

@@ -19,12 +19,13 @@ from crust.proto.tunnel.header import MAX_SEGMENTS, HeaderMask
 from crust.proto.tunnel.keys import ReceiveKey, SendKey
 from crust.wire.tunnel import HEADER_BYTES, NONCE_BYTES, SAMPLE_BYTES, SMALLEST_DATAGRAM
 from crust.wire.utp import HEADER_BYTES as UTP_BYTES
-from crust.wire.utp import Buffer, is_header_run
+from crust.wire.utp import Buffer
 
 __all__ = ["BUFFER_BYTES", "Opener", "Sealer"]
 
 BUFFER_BYTES: Final = 65_536
 _SAMPLE_END: Final = HEADER_BYTES + SAMPLE_BYTES
+_SMALL: Final = 1500
 _PLANS_KEPT: Final = 4
 # A batch of fewer datagrams is not worth a plan: its slices are made for it alone.
 _PLAN_LEAST: Final = 6
@@ -123,13 +124,16 @@ class Sealer:
         self._headers = _Headers()
         self._planner = _Planner(self._buffer, None)
 
-    def seal(self, key: SendKey, headers: bytes | bytearray, bodies: Sequence[Buffer]) -> tuple[memoryview, int]:
+    def seal(
+        self, key: SendKey, headers: bytes | bytearray, bodies: Sequence[Buffer], *, is_run: bool = False
+    ) -> tuple[bytes | memoryview, int]:
         """Seal packets, all of one size but for the last, which may be shorter.
 
         Args:
             key: for the receiver.
             headers: the µTP headers, 20 bytes each.
             bodies: what follows each.
+            is_run: the headers differ in their sequence number only, each one more than the one before.
 
         Returns:
             The datagrams one after the other, and the size of each.
@@ -141,9 +145,9 @@ class Sealer:
         body = len(bodies[0])
         size = SMALLEST_DATAGRAM + body
         if count == 1:
-            return self._seal_one(key, headers, bodies[0], size)
+            return self.seal_one(key, headers, bodies[0]), size
         own = self._headers
-        plain = _tunnel_headers(key.index_bytes, key.take(count), headers, count)
+        plain = _tunnel_headers(key.index_bytes, key.take(count), headers, count, is_run)
         own.view[: len(plain)] = plain
         buffer = self._buffer
         if count < _PLAN_LEAST:
@@ -162,18 +166,29 @@ class Sealer:
         _run(map(_SET, starts, _WHOLE, _header_fields(count).unpack(masked)))
         return buffer[:end], size
 
-    def _seal_one(self, key: SendKey, utp_header: bytes | bytearray, body: Buffer, size: int) -> tuple[memoryview, int]:
+    def seal_one(self, key: SendKey, utp_header: bytes | bytearray, body: Buffer) -> bytes | memoryview:
+        """Seal one packet into a datagram.
+
+        Raises:
+            KeyExhaustedError: the key must not be used any more.
+        """
         header = key.index_bytes + key.take(1).to_bytes(8, "big") + utp_header
+        size = SMALLEST_DATAGRAM + len(body)
+        if size <= _SMALL:
+            sealed = key.aead.encrypt(header[:NONCE_BYTES], body, header)
+            return key.mask.apply_one(header, sealed[:SAMPLE_BYTES]) + sealed
         out = self._buffer[:size]
         key.aead.encrypt_into(header[:NONCE_BYTES], body, header, out[HEADER_BYTES:])
         out[:HEADER_BYTES] = key.mask.apply_one(header, bytes(out[HEADER_BYTES:_SAMPLE_END]))
-        return out, size
+        return out
 
 
-def _tunnel_headers(index: bytes, first: int, headers: bytes | bytearray, count: int) -> bytes | bytearray:
+def _tunnel_headers(
+    index: bytes, first: int, headers: bytes | bytearray, count: int, is_run: bool
+) -> bytes | bytearray:
     """Headers of 32 bytes: index, counter and µTP header of each packet."""
     low = first & 0xFFFF
-    if low + count <= 0x10000 and is_header_run(headers, count):
+    if is_run and low + count <= 0x10000:
         run = bytearray((index + first.to_bytes(8, "big") + headers[:UTP_BYTES]) * count)
         run[11::32] = _LOW[low & 0xFF : (low & 0xFF) + count]
         if (low & 0xFF) + count > 256:

@@ -21,11 +21,13 @@ class Batch(NamedTuple):
         bodies: for each packet what follows its header: extensions, if any, and payload.
         probe: a probe of the path MTU: not to be fragmented, and one whose refusal (EMSGSIZE) is reported with
             `UtpConnection.datagram_too_big`.
+        is_run: the headers differ in `seq_nr` only, each one more than the one before.
     """
 
     headers: bytes | bytearray
     bodies: list[Buffer]
     probe: bool = False
+    is_run: bool = False
 
     @property
     def segment_size(self) -> int:

@@ -9,80 +9,50 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from crust.errors import LocalProtocolError, RemoteProtocolError
-from crust.proto.timers import TimerTable
-from crust.proto.utp.batch import Batch
 from crust.proto.utp.config import UtpConfig
 from crust.proto.utp.constants import (
     INITIAL_PEER_WINDOW,
-    INITIAL_RTO,
     MAX_ABSURD_TIMESTAMPS,
-    MAX_BATCH_BYTES,
     MAX_PLAUSIBLE_RTT,
     NO_DELAY_SAMPLE,
     SYN_RETRIES,
 )
-from crust.proto.utp.events import Connected, DropReason, EndReason, UtpEvent, UtpStats
-from crust.proto.utp.intake import MICRO_MASK, Fields, Intake
-from crust.proto.utp.lifecycle import Lifecycle
-from crust.proto.utp.receiver import Receiver
-from crust.proto.utp.sender import Sender
+from crust.proto.utp.events import Connected, DropReason, EndReason, UtpEvent
+from crust.proto.utp.intake import DATA_BYTE, MICRO_MASK, Fields
+from crust.proto.utp.outlet import Outlet
 from crust.proto.utp.state import Input, State
 from crust.proto.utp.timers import Timer
 from crust.wire.utp import (
     HEADER_BYTES,
     VERSION,
     Buffer,
-    Extension,
     Extensions,
-    Header,
     PacketType,
     parse_extensions,
     parse_header,
-    serialize_header,
 )
 
 __all__ = ["UtpConnection"]
 
 _NO_EXTENSIONS = Extensions()
+_PLAUSIBLE_MICROS = int(MAX_PLAUSIBLE_RTT * 1e6)
 _SENDING = (State.ESTABLISHED, State.CLOSING, State.HALF_CLOSED, State.PEER_CLOSED, State.CLOSING_BOTH, State.LAST_ACK)
 # What a peer does by mistake or by a late packet, and never ends a connection for.
 _FORGIVEN = (DropReason.DUPLICATE, DropReason.OUT_OF_WINDOW)
 
 
-class UtpConnection(Intake):
+class UtpConnection(Outlet):
     """A connection; made with `connect`, `accept` or `established`.
 
     After every call that takes something in, and whenever `next_timeout()` has passed (`handle_timeout`), drain
     `next_event()`, `data_to_read()` and `datagrams_to_send()`. `stats` counts.
     """
 
-    __slots__ = (
-        "_absurd",
-        "_config",
-        "_keepalive_due",
-        "_life",
-        "_send_id",
-        "_sender",
-        "_sent",
-        "_syn",
-        "_syn_count",
-        "_syn_due",
-        "_timers",
-    )
+    __slots__ = ("_absurd",)
 
     def __init__(self, config: UtpConfig, now: float, ids: tuple[int, int], seq_nr: int, state: State) -> None:
-        stats = UtpStats()
-        self._timers: TimerTable[Timer] = TimerTable()
-        super().__init__(Receiver(config, 0, self._timers, stats), ids[0], stats, now)
-        self._config = config
-        self._send_id = ids[1]
-        self._life = Lifecycle(config, self._timers, state)
-        self._sender = Sender(config, seq_nr, self._timers, stats, now)
-        self._syn = 0  # seq_nr of the SYN, ours or the peer's
-        self._syn_count = 0
-        self._syn_due = self._keepalive_due = False
+        super().__init__(config, now, ids, seq_nr, state)
         self._absurd = 0
-        self._sent = now
         if config.idle_timeout:
             self._timers.set(Timer.IDLE, now + config.idle_timeout)
         if config.keepalive:
@@ -246,6 +216,14 @@ class UtpConnection(Intake):
                 break
         return accepted
 
+    def read_all(self) -> list[Buffer]:
+        """The data in order that has arrived since the last call, for who uses it up at once."""
+        buffer = self._receiver.buffer
+        if not buffer.readable:
+            return []
+        self._receiver.consumed(buffer.ready_bytes)
+        return buffer.take()
+
     def data_to_read(self) -> list[Buffer]:
         """The data in order that has arrived since the last call.
 
@@ -277,16 +255,48 @@ class UtpConnection(Intake):
             self._sender.closing = True
             self._life.move(Input.CLOSE)
 
-    def release(self) -> None:
-        """Nothing happens at present: hold as little memory as possible."""
-        self._sender.queue.release()
-
     def abort(self, detail: str = "aborted") -> None:
         """End the connection now: what is not acknowledged may be lost, and the peer is told by a RESET."""
         if not self._life.ended:
             self._fail(EndReason.ABORTED, detail)
 
     # -- from the network ----------------------------------------------------------------------------------------
+
+    def _receive_plain(self, fields: Fields, payload: Buffer, now: float) -> bool:
+        """Take in data that comes next and acknowledges in order, while nothing is missing in either direction.
+
+        Returns:
+            False when it is something else, so that nothing has been done.
+        """
+        first, extension, connection_id, timestamp, difference, window, seq_nr, ack_nr = fields
+        sender, receiver = self._sender, self._receiver
+        flight, buffer = sender.flight, receiver.buffer
+        advance = (ack_nr + 1 - flight.una) & 0xFFFF
+        micros = int(now * 1e6)
+        if (
+            first != DATA_BYTE
+            or extension
+            or connection_id != self._receive_id
+            or self._life.state is not State.ESTABLISHED
+            or seq_nr != buffer.next_seq & 0xFFFF
+            or advance > flight.count
+            or not flight.is_plain
+            or (micros - timestamp + difference) & MICRO_MASK > _PLAUSIBLE_MICROS
+            or not buffer.append_next(payload)
+        ):
+            return False
+        receiver.reply_micro = (micros - timestamp) & MICRO_MASK
+        receiver.unacknowledged += 1
+        self._absurd = 0
+        self._last = (ack_nr, window)
+        stats = self.stats
+        stats.packets_received += 1
+        stats.bytes_received += len(payload)
+        if advance:
+            sender.on_ack(flight.una + advance, 0, window, difference or None, now, pure=False)
+        else:
+            sender.peer_window = window
+        return True
 
     def _receive_packet(self, fields: Fields, body: Buffer, now: float) -> None:
         """Take in any packet."""
@@ -460,6 +470,11 @@ class UtpConnection(Intake):
 
     # -- time ----------------------------------------------------------------------------------------------------
 
+    @property
+    def deadlines(self) -> dict[Timer, float]:
+        """The timers; the least deadline is `next_timeout()`."""
+        return self._timers.deadlines
+
     def next_timeout(self) -> float | None:
         """When `handle_timeout` is to be called, or None."""
         return self._timers.next_timeout()
@@ -517,83 +532,3 @@ class UtpConnection(Intake):
         """
         if not self._life.ended:
             self._sender.restart_path(now, mtu_ceiling)
-
-    # -- to the network ------------------------------------------------------------------------------------------
-
-    def datagrams_to_send(self, now: float, max_bytes: int = 4 * MAX_BATCH_BYTES) -> list[Batch]:
-        """Packets to send now; to be called again until there are none.
-
-        Args:
-            now: the present time.
-            max_bytes: about how much payload to give out at once, so that a burst stays within what a socket takes.
-        """
-        if self._life.state not in _SENDING:
-            return self._control_packets(now)
-        receiver = self._receiver
-        batches: list[Batch] = []
-        if receiver.sack_due:
-            # In a packet of its own, so that those with data keep one size; and first, as it is urgent.
-            batches.append(self._state_packet(now))
-        data = self._sender.collect(now, max_bytes, self._header(PacketType.DATA, now)) if self._sender.ready else None
-        if data:
-            receiver.sent()
-            batches += data
-            if self._sender.fin_seq is not None:
-                self._life.wait_for_last_ack(now, self._sender.rtt.rto)
-        elif receiver.ack_due and not batches:
-            batches.append(self._state_packet(now))
-        elif self._keepalive_due:
-            # As libutp: the ack before the last one, which is not taken for a duplicate that means a loss.
-            batches.append(self._state_packet(now, back=1))
-        else:
-            receiver.delay_ack(now)
-        if batches:
-            self._keepalive_due = False
-            self._sent = now
-        return batches
-
-    def _control_packets(self, now: float) -> list[Batch]:
-        """Packets of the states that carry no data."""
-        packet: Batch | None = None
-        if self._life.reset_due:
-            self._life.reset_due = False
-            packet = self._bare(self._header(PacketType.RESET, now))
-        elif self._life.state is State.SYN_SENT and self._syn_due:
-            packet = self._bare(
-                self._header(PacketType.SYN, now)._replace(connection_id=self._receive_id, seq_nr=self._syn, ack_nr=0)
-            )
-            self._timers.set(Timer.RETRANSMIT, now + INITIAL_RTO * 2**self._syn_count)
-            self._syn_count += 1
-        elif (self._life.state is State.SYN_RECEIVED and self._syn_due) or (
-            self._life.state is State.LINGERING and self._receiver.ack_due
-        ):
-            packet = self._state_packet(now)
-        self._syn_due = False
-        if packet is None:
-            return []
-        self._sent = now
-        return [packet]
-
-    def _header(self, packet_type: PacketType, now: float, extension: int = Extension.NONE, back: int = 0) -> Header:
-        receiver = self._receiver
-        return Header(
-            packet_type,
-            extension,
-            self._send_id,
-            int(now * 1e6) & MICRO_MASK or 1,  # libtorrent takes 0 for "no time"
-            receiver.reply_micro,
-            receiver.window,
-            self._sender.flight.next_seq,
-            receiver.buffer.next_seq - 1 - back,
-        )
-
-    def _state_packet(self, now: float, back: int = 0) -> Batch:
-        """A packet that only acknowledges."""
-        kind, chain = self._receiver.selective_ack()
-        header = self._header(PacketType.STATE, now, kind, back)
-        self._receiver.sent()
-        return self._bare(header, chain)
-
-    def _bare(self, header: Header, body: bytes = b"") -> Batch:
-        self.stats.packets_sent += 1
-        return Batch(serialize_header(header), [body])

@@ -12,7 +12,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
 from crust.proto.utp.constants import SPURIOUS_RTT_FRACTION
-from crust.wire.utp import Buffer
 
 __all__ = ["Flight", "runs"]
 
@@ -40,7 +39,7 @@ class Flight:
 
     Attributes:
         una: the first unacknowledged packet.
-        payloads: what each outstanding packet carries.
+        base: offset in the stream of the first unacknowledged byte.
         sacked: packets above `una` that arrived.
         lost: packets taken for lost and not sent again yet.
         resent: packets sent again and outstanding.
@@ -56,7 +55,6 @@ class Flight:
     """
 
     __slots__ = (
-        "_base",
         "_burst_ends",
         "_burst_times",
         "_bursts_from",
@@ -66,10 +64,10 @@ class Flight:
         "_resent_at",
         "_silent_bytes",
         "_tail",
+        "base",
         "fack",
         "lost",
         "lost_bytes",
-        "payloads",
         "rack_rtt",
         "rack_time",
         "reordered",
@@ -84,7 +82,6 @@ class Flight:
 
     def __init__(self, seq_nr: int) -> None:
         self.una = self.fack = seq_nr
-        self.payloads: list[Buffer] = []
         self.sacked = self.lost = self.resent = 0
         self.sacked_bytes = self.lost_bytes = 0
         self.rack_time = float("-inf")
@@ -93,7 +90,7 @@ class Flight:
         self.spurious = 0
         self._rack_order = (0, seq_nr)  # of what was sent at that time: (repetition, number)
         self._ends: list[int] = []  # offset in the stream after each payload
-        self._base = self._tail = 0  # offsets before the first and after the last of them
+        self.base = self._tail = 0  # offsets before the first and after the last of them
         self._burst_ends: list[int] = []  # one past the last packet of each burst
         self._burst_times: list[float] = []
         self._bursts_from = seq_nr
@@ -114,31 +111,46 @@ class Flight:
     @property
     def held_bytes(self) -> int:
         """Payload kept for sending again."""
-        return self._tail - self._base
+        return self._tail - self.base
 
     @property
     def unreceived_bytes(self) -> int:
         """Payload that the peer has not acknowledged in any way."""
-        return self._tail - self._base - self.sacked_bytes
+        return self._tail - self.base - self.sacked_bytes
 
     @property
     def in_flight(self) -> int:
         """Payload believed to be on its way (the `pipe` of RFC 6675)."""
-        return self._tail - self._base - self.sacked_bytes - self.lost_bytes - self._silent_bytes
+        return self._tail - self.base - self.sacked_bytes - self.lost_bytes - self._silent_bytes
 
-    def add(self, payloads: list[Buffer], now: float) -> None:
-        """Take note of packets sent for the first time; all payloads but the last have one size."""
-        size, at = len(payloads[0]), self._tail
-        self._tail = at + size * (len(payloads) - 1) + len(payloads[-1])
-        if size:
-            self._ends.extend(range(at + size, self._tail, size))
-        self._ends.append(self._tail)
-        self.payloads += payloads
-        if self._burst_times and self._burst_times[-1] == now:
-            self._burst_ends[-1] = self.next_seq
+    @property
+    def is_plain(self) -> bool:
+        """Nothing arrived out of order, and nothing is lost or was sent again."""
+        return not (self.sacked or self.lost or self.resent)
+
+    def add(self, size: int, count: int, last: int, now: float) -> None:
+        """Take note of packets sent for the first time: `count` with payloads of `size` bytes, the last of `last`."""
+        ends, at = self._ends, self._tail
+        self._tail = tail = at + size * (count - 1) + last
+        if count > 1:
+            ends.extend(range(at + size, tail, size))
+        ends.append(tail)
+        times = self._burst_times
+        if times and times[-1] == now:
+            self._burst_ends[-1] = self.una + len(ends)
         else:
-            self._burst_ends.append(self.next_seq)
-            self._burst_times.append(now)
+            self._burst_ends.append(self.una + len(ends))
+            times.append(now)
+
+    def span(self, seq: int) -> tuple[int, int]:
+        """Where the payload of an outstanding packet begins and ends in the stream."""
+        at = seq - self.una
+        return self._ends[at - 1] if at else self.base, self._ends[at]
+
+    def size_of(self, seq: int) -> int:
+        """Bytes of payload of an outstanding packet."""
+        start, end = self.span(seq)
+        return end - start
 
     # -- acknowledgements ----------------------------------------------------------------------------------------
 
@@ -167,7 +179,7 @@ class Flight:
         delivered = self._take_in(new, now, min_rtt) if new else 0
         if advance:
             end = self._ends[advance - 1]
-            self.sacked_bytes -= end - self._base
+            self.sacked_bytes -= end - self.base
             self.sacked >>= advance
             self.lost >>= advance
             self.resent >>= advance
@@ -176,17 +188,38 @@ class Flight:
 
     def _advance_in_order(self, advance: int, now: float) -> int:
         end = self._ends[advance - 1]
-        delivered = end - self._base
+        delivered = end - self.base
         newest = self.una + advance - 1
-        self._saw_first_copy(newest, now)
-        self._drop(advance, end)
+        if newest >= self._bursts_from:
+            ends = self._burst_ends
+            sent = self._burst_times[0 if newest < ends[0] else bisect_right(ends, newest)]
+            self.rtt_sample = now - sent
+            if sent > self.rack_time:
+                self.rack_time, self._rack_order, self.rack_rtt = sent, (0, newest), now - sent
+            else:
+                self._saw_arrival(sent, (0, newest), now)
+        if advance == len(self._ends):
+            self._drop_all(end)
+        else:
+            self._drop(advance, end)
         return delivered
+
+    def _drop_all(self, end: int) -> None:
+        """The same as `_drop`, where nothing is left: what happens at every answer to a request."""
+        self.base = end
+        self.una = una = self.una + len(self._ends)
+        self._ends.clear()
+        if una > self.fack:
+            self.fack = una
+        if self._burst_ends:
+            self._bursts_from = una
+            self._burst_ends.clear()
+            self._burst_times.clear()
 
     def _drop(self, advance: int, end: int) -> None:
         """Forget the first packets, which end at offset `end`."""
-        self._base = end
+        self.base = end
         del self._ends[:advance]
-        del self.payloads[:advance]
         self.una += advance
         self.fack = max(self.fack, self.una)
         self._prune_bursts(max(self.una, self._judged))
@@ -246,7 +279,7 @@ class Flight:
 
     def _bytes(self, mask: int) -> int:
         """Payload of a set of packets."""
-        ends, base, total = self._ends, self._base, 0
+        ends, base, total = self._ends, self.base, 0
         for first, end in runs(mask):
             total += ends[end - 1] - (ends[first - 1] if first else base)
         return total
@@ -283,7 +316,7 @@ class Flight:
         if first >= end:
             return 0
         known = (self.lost | self.resent) >> first << first & ((1 << end) - 1)
-        return self._ends[end - 1] - (self._ends[first - 1] if first else self._base) - self._bytes(known)
+        return self._ends[end - 1] - (self._ends[first - 1] if first else self.base) - self._bytes(known)
 
     def _overdue_repetitions(self, overdue: float) -> list[tuple[int, float]]:
         found = []
@@ -311,7 +344,7 @@ class Flight:
         bit = 1 << (seq - self.una)
         self.resent ^= bit
         self.lost |= bit
-        self.lost_bytes += len(self.payloads[seq - self.una])
+        self.lost_bytes += self.size_of(seq)
 
     def next_judgement(self, reorder_window: float) -> float | None:
         """When the next packet will be overdue that was sent before one that arrived."""
@@ -329,7 +362,7 @@ class Flight:
         if (self.lost | self.resent) & 1 or not self._ends:
             return False
         self.lost |= 1
-        self.lost_bytes += len(self.payloads[0])
+        self.lost_bytes += self.size_of(self.una)
         self._silent_bytes = 0
         return True
 
@@ -350,7 +383,7 @@ class Flight:
             self._mark_repetition(seq)
         elif not (self.lost | self.sacked) & bit:
             self.lost |= bit
-            self.lost_bytes += len(self.payloads[seq - self.una])
+            self.lost_bytes += self.size_of(seq)
 
     # -- repetitions ---------------------------------------------------------------------------------------------
 
@@ -367,14 +400,14 @@ class Flight:
             return None
         return self.una + (missing & -missing).bit_length() - 1, self.una + missing.bit_length() - 1
 
-    def repeat(self, seq: int, now: float) -> Buffer:
-        """Take note that a packet is sent again; returns its payload."""
+    def repeat(self, seq: int, now: float) -> tuple[int, int]:
+        """Take note that a packet is sent again; returns where its payload lies in the stream."""
         bit = 1 << (seq - self.una)
-        payload = self.payloads[seq - self.una]
+        start, end = span = self.span(seq)
         if self.lost & bit:
             self.lost ^= bit
-            self.lost_bytes -= len(payload)
+            self.lost_bytes -= end - start
         self.resent |= bit
         self._resent_at.pop(seq, None)  # its place is by the time of the last repetition
         self._resent_at[seq] = now
-        return payload
+        return span

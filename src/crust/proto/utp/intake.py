@@ -9,10 +9,10 @@ from crust.proto.utp.events import DropReason, UtpStats
 from crust.proto.utp.receiver import Receiver
 from crust.wire.utp import HEADER_BYTES, VERSION, Buffer, PacketType, is_header_run, unpack_header
 
-__all__ = ["MICRO_MASK", "Fields", "Intake"]
+__all__ = ["DATA_BYTE", "MICRO_MASK", "Fields", "Intake"]
 
 MICRO_MASK = 0xFFFFFFFF
-_DATA = PacketType.DATA << 4 | VERSION
+DATA_BYTE = PacketType.DATA << 4 | VERSION
 _STATE = PacketType.STATE << 4 | VERSION
 
 # First byte, extension, connection_id, timestamp, timestamp_difference, wnd_size, seq_nr and ack_nr.
@@ -41,6 +41,10 @@ class Intake(ABC):
         """Take in any packet."""
 
     @abstractmethod
+    def _receive_plain(self, fields: Fields, payload: Buffer, now: float) -> bool:
+        """Take in a packet of the most common kind; False, and nothing done, when it is another."""
+
+    @abstractmethod
     def _receive_next(self, seq_nr: int, payload: Buffer, now: float) -> None:
         """Take in a packet of data of which only the data counts."""
 
@@ -61,7 +65,7 @@ class Intake(ABC):
             fields: Fields = unpack_header(datagram)
             first, extension, connection_id, sent, _, window, seq_nr, ack_nr = fields
             if (
-                first == _DATA
+                first == DATA_BYTE
                 and seq_nr == expected
                 and not extension
                 and (ack_nr, window) == last
@@ -115,7 +119,7 @@ class Intake(ABC):
         fields: Fields = unpack_header(headers)
         first, extension, connection_id, timestamp, _, window, seq_nr, ack_nr = fields
         receiver = self._receiver
-        if count > 1 and first == _DATA and (ack_nr, window) != self._last and is_header_run(headers, count):
+        if count > 1 and first == DATA_BYTE and (ack_nr, window) != self._last and is_header_run(headers, count):
             # All say the same that is new: once is enough.
             view = memoryview(bodies)
             self._receive_packet(fields, view[:body_bytes], now)
@@ -123,7 +127,7 @@ class Intake(ABC):
             count -= 1
             seq_nr = (seq_nr + 1) & 0xFFFF
         if (
-            first == _DATA
+            first == DATA_BYTE
             and not extension
             and (ack_nr, window) == self._last
             and seq_nr == receiver.buffer.next_seq & 0xFFFF
@@ -146,7 +150,9 @@ class Intake(ABC):
             body: what follows it.
             now: the present time.
         """
-        self._receive_packet(unpack_header(header), body, now)
+        fields: Fields = unpack_header(header)
+        if not self._receive_plain(fields, body, now):
+            self._receive_packet(fields, body, now)
         self._heard = now
 
     def _receive_each(self, headers: Buffer, bodies: Buffer, body_bytes: int, now: float) -> None:

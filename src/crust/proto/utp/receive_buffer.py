@@ -70,6 +70,11 @@ class ReceiveBuffer:
         return bool(self._ready)
 
     @property
+    def ready_bytes(self) -> int:
+        """Bytes in order that were not consumed yet."""
+        return self._unconsumed
+
+    @property
     def used_bytes(self) -> int:
         """Bytes that the window is short of its capacity."""
         return self._unconsumed + self._ahead_bytes
@@ -102,6 +107,19 @@ class ReceiveBuffer:
         else:
             for payload in payloads:
                 self._add(payload)
+        return True
+
+    def append_next(self, payload: Buffer) -> bool:
+        """The same for one packet."""
+        size = len(payload)
+        if self.held or self.fin_seq is not None or self._parts or size > self._capacity - self._unconsumed:
+            return False
+        self.next_seq += 1
+        if (not self._ready and type(payload) is bytes) or size >= SMALL_PAYLOAD_BYTES:
+            self._unconsumed += size
+            self._ready.append(payload)
+        else:
+            self._add(payload)
         return True
 
     def insert(self, seq: int, payload: Buffer) -> Outcome:

@@ -39,6 +39,7 @@ class Receiver:
         buffer: the data.
         reply_micro: our clock at the arrival of the last packet less the peer's clock at its departure.
         window: what the next packet of ours advertises.
+        unacknowledged: packets since our last acknowledgement.
     """
 
     __slots__ = (
@@ -48,17 +49,17 @@ class Receiver:
         "_freed",
         "_stats",
         "_timers",
-        "_unacknowledged",
         "_window_sent",
         "buffer",
         "reply_micro",
+        "unacknowledged",
     )
 
     def __init__(self, config: UtpConfig, next_seq: int, timers: TimerTable[Timer], stats: UtpStats) -> None:
         self._config, self._timers, self._stats = config, timers, stats
         self.buffer = ReceiveBuffer(next_seq, config.receive_window)
         self.reply_micro = 0
-        self._unacknowledged = 0  # packets since our last ack
+        self.unacknowledged = 0
         self._ack_now = False
         self._far_ack_in = 0
         self._window_sent = config.receive_window
@@ -72,7 +73,7 @@ class Receiver:
     @property
     def ack_due(self) -> bool:
         """An acknowledgement must not wait any longer."""
-        return self._ack_now or self._unacknowledged >= ACK_EVERY_PACKETS
+        return self._ack_now or self.unacknowledged >= ACK_EVERY_PACKETS
 
     @property
     def sack_due(self) -> bool:
@@ -94,7 +95,7 @@ class Receiver:
         count = count or len(payloads)
         if not self.buffer.append_run(payloads, size, count):
             return False
-        self._unacknowledged += count
+        self.unacknowledged += count
         return True
 
     def on_data(self, seq_nr: int, payload: Buffer, part: tuple[int, int] | None) -> DropReason | None:
@@ -104,7 +105,7 @@ class Receiver:
         gap = buffer.held
         outcome = buffer.insert(seq, payload) if part is None else buffer.insert_part(seq, *part, payload)
         if outcome is Outcome.IN_ORDER and not gap:
-            self._unacknowledged += 1
+            self.unacknowledged += 1
             return None
         # Anything unusual is told at once: gaps and their end for fast repetition, and what was sent in vain (BEP 29).
         self._ack_now = True
@@ -127,16 +128,16 @@ class Receiver:
             self._ack_now = True
         return True
 
-    def sent(self) -> None:
+    def sent(self, window: int) -> None:
         """A packet with the present `ack_nr` and window has been made."""
-        self._window_sent = self.buffer.window
-        self._freed = self._unacknowledged = 0
+        self._window_sent = window
+        self._freed = self.unacknowledged = 0
         self._ack_now = False
-        self._timers.clear(Timer.DELAYED_ACK)
+        self._timers.deadlines.pop(Timer.DELAYED_ACK, None)
 
     def delay_ack(self, now: float) -> None:
         """Let a single packet wait for company."""
-        if self._unacknowledged:
+        if self.unacknowledged:
             self._timers.set_if_unset(Timer.DELAYED_ACK, now + self._config.ack_delay)
 
     def selective_ack(self) -> tuple[int, bytes]:

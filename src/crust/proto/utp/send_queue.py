@@ -1,78 +1,107 @@
-"""Bytes that wait to be sent: the application's buffers, cut into payloads without a copy."""
+"""The application's buffers from the first byte that the peer may lack to the last one queued, by offset in the stream.
+
+Payloads are cut when they are needed, to be sent or to be sent again: kept slices would be objects by the thousand,
+which Python's garbage collector looks at again and again.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_right
 
 from crust.wire.utp import Buffer
 
 __all__ = ["SendQueue"]
+
+_TRIM = 8
+"""What is done with is removed when it is at least this part of all buffers: removing the first of a list moves all
+others."""
 
 
 class SendQueue:
     """Buffers in order; payloads are memoryviews of them, except those that straddle two buffers.
 
     Attributes:
-        size: bytes queued.
+        size: bytes queued and not taken yet.
     """
 
-    __slots__ = ("_buffers", "_offset", "size")
+    __slots__ = ("_buffers", "_done", "_ends", "_taken", "size")
 
     def __init__(self) -> None:
-        # None where an empty one will do: it takes 760 bytes.
-        self._buffers: deque[memoryview] | None = None
-        self._offset = 0
+        self._buffers: list[memoryview] = []
+        self._ends: list[int] = []  # offset after each
+        self._taken = 0  # offset of the first byte that waits to be taken
+        self._done = 0  # buffers at the front of which nothing is needed any more
         self.size = 0
 
     def append(self, buffer: memoryview) -> None:
-        """Queue a buffer; it must not change until it has been acknowledged."""
-        if self._buffers is None:
-            self._buffers = deque()
-        self._buffers.append(buffer)
+        """Queue a buffer, which is not empty; it must not change until it has been dropped."""
         self.size += len(buffer)
+        self._buffers.append(buffer)
+        self._ends.append(self._taken + self.size)
 
     def take(self, payload_bytes: int, count: int) -> list[Buffer]:
-        """Remove at most `count` payloads of `payload_bytes` each; the last is shorter when the queue runs out."""
+        """At most `count` payloads of `payload_bytes` each; the last is shorter when the queue runs out."""
         payloads: list[Buffer] = []
-        buffers = self._buffers
-        while count and buffers:
-            head, start = buffers[0], self._offset
-            whole = min((len(head) - start) // payload_bytes, count)
+        buffers, ends = self._buffers, self._ends
+        at = bisect_right(ends, self._taken, self._done)
+        while count and self.size:
+            left = ends[at] - self._taken
+            whole = min(left // payload_bytes, count)
             if whole:
-                end = start + whole * payload_bytes
-                payloads += [head[at : at + payload_bytes] for at in range(start, end, payload_bytes)]
+                head, start = buffers[at], len(buffers[at]) - left
+                taken = whole * payload_bytes
+                payloads += [head[i : i + payload_bytes] for i in range(start, start + taken, payload_bytes)]
                 count -= whole
-                self.size -= end - start
-                self._offset = end
-                if end == len(head):
-                    buffers.popleft()
-                    self._offset = 0
             else:
-                payloads.append(self._gather(buffers, payload_bytes))
+                taken = min(payload_bytes, self.size)
+                payloads.append(self._read(at, self._taken, taken))
                 count -= 1
+            self._taken += taken
+            self.size -= taken
+            while at < len(ends) and ends[at] <= self._taken:
+                at += 1
         return payloads
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._buffers = None
-        self._offset = self.size = 0
+    def pass_by(self, buffer: memoryview) -> None:
+        """Keep a buffer that is sent at once, as nothing else waits."""
+        self._taken += len(buffer)
+        self._buffers.append(buffer)
+        self._ends.append(self._taken)
 
-    def release(self) -> None:
-        """Hold no memory while there is nothing to hold."""
-        if not self.size:
-            self._buffers = None
+    def read(self, start: int, end: int) -> Buffer:
+        """The bytes between two offsets of what was taken and not dropped."""
+        if start == end:
+            return b""
+        return self._read(bisect_right(self._ends, start, self._done), start, end - start)
 
-    def _gather(self, buffers: deque[memoryview], wanted: int) -> Buffer:
-        """One payload over the ends of buffers."""
-        pieces: list[memoryview] = []
-        while wanted and buffers:
-            head = buffers[0]
-            piece = head[self._offset : self._offset + wanted]
+    def _read(self, at: int, start: int, size: int) -> Buffer:
+        """`size` bytes from an offset, which lies in the `at`-th buffer."""
+        head = self._buffers[at]
+        first = len(head) - (self._ends[at] - start)
+        piece = head[first : first + size]
+        if len(piece) == size:
+            return piece
+        pieces = [piece]
+        size -= len(piece)
+        while size:
+            at += 1
+            piece = self._buffers[at][:size]
             pieces.append(piece)
-            wanted -= len(piece)
-            self.size -= len(piece)
-            self._offset += len(piece)
-            if self._offset == len(head):
-                buffers.popleft()
-                self._offset = 0
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def drop(self, offset: int) -> None:
+        """Nothing below an offset will be read again."""
+        ends = self._ends
+        done = bisect_right(ends, offset, self._done)
+        if done * _TRIM >= len(ends):
+            del self._buffers[:done]
+            del ends[:done]
+            done = 0
+        self._done = done
+
+    def clear(self) -> None:
+        """Forget everything; offsets begin anew."""
+        self._buffers.clear()
+        self._ends.clear()
+        self._taken = self._done = self.size = 0

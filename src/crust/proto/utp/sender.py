@@ -135,13 +135,17 @@ class Sender:
 
     def offer(self, buffer: memoryview, now: float) -> int:
         """Queue as much of a buffer as there is room for; returns how much."""
-        accepted = min(len(buffer), self.space)
-        if accepted:
-            if not self.queue.size and not self.flight.count:
+        size, queue, config, flight = len(buffer), self.queue, self._config, self.flight
+        waiting = queue.size
+        if size + waiting > config.unsent_limit or size + waiting + flight.held_bytes > config.send_buffer:
+            size = self.space
+            buffer = buffer[:size]
+        if size:
+            if not waiting and not flight.count:
                 self._progress = now
-                self._timers.set_if_unset(Timer.STALL, now + self._config.stall_timeout)
-            self.queue.append(buffer if accepted == len(buffer) else buffer[:accepted])
-        return accepted
+                self._timers.set_if_unset(Timer.STALL, now + config.stall_timeout)
+            queue.append(buffer)
+        return size
 
     def forget(self) -> None:
         """The connection is over: nothing is sent again."""
@@ -167,10 +171,13 @@ class Sender:
         if una >= before:
             self.peer_window = window
         delivered = flight.acknowledge(una, sack, now, self.rtt.min_rtt)
-        if not delivered and flight.una == before:
-            if pure and same_window and una == before and not sack and flight.count:
-                self._on_duplicate_ack(now)
-            return
+        if flight.una == before:
+            if not delivered:
+                if pure and same_window and una == before and not sack and flight.count:
+                    self._on_duplicate_ack(now)
+                return
+        else:
+            self.queue.drop(flight.base)
         self._duplicate_acks = self._backoff = 0
         self._probed = False
         self._progress = now
@@ -178,11 +185,12 @@ class Sender:
             self.rtt.add(flight.rtt_sample, now)
         if flight.spurious:
             self._on_spurious()
-        self._check_mtu_probe()
+        if self.mtu.probe_seq is not None:
+            self._check_mtu_probe(self.mtu.probe_seq)
         if flight.sacked or flight.resent:
             self._find_losses(now)
         else:
-            self._timers.clear(Timer.REORDER)
+            self._timers.deadlines.pop(Timer.REORDER, None)
         self._grow(delivered, in_flight, delay_us, now)
         self._arm(now)
 
@@ -232,9 +240,8 @@ class Sender:
             self._lost_in_recovery = 0
             self._recovery_point = flight.una
 
-    def _check_mtu_probe(self) -> None:
-        seq = self.mtu.probe_seq
-        if seq is not None and (seq < self.flight.una or self.flight.sacked >> (seq - self.flight.una) & 1):
+    def _check_mtu_probe(self, seq: int) -> None:
+        if seq < self.flight.una or self.flight.sacked >> (seq - self.flight.una) & 1:
             self.mtu.arrived()
             self._set_segment()
 
@@ -291,39 +298,43 @@ class Sender:
 
     # -- time-outs -----------------------------------------------------------------------------------------------
 
-    @property
     def _loss_probe_delay(self) -> float:
         rtt = self.rtt
-        if not rtt.srtt:
+        delay = 2 * rtt.srtt
+        if not delay:
             return rtt.rto
-        delay = max(2 * rtt.srtt, MIN_LOSS_PROBE)
+        if delay < MIN_LOSS_PROBE:
+            delay = MIN_LOSS_PROBE
         if self.flight.count <= 2:
             # One or two packets may wait for company at the peer before it acknowledges them.
             config = self._config
             delay += config.ack_delay if config.tunnel else config.peer_ack_delay
-        return min(delay, rtt.rto)
+        return delay if delay < rtt.rto else rtt.rto
 
     def _arm(self, now: float) -> None:
         """Set the time-outs after progress."""
-        timers = self._timers
+        deadlines = self._timers.deadlines
         if not self.flight.count:
-            timers.clear(Timer.RETRANSMIT)
-            timers.clear(Timer.LOSS_PROBE)
-            timers.clear(Timer.REORDER)
+            deadlines.pop(Timer.RETRANSMIT, None)
+            deadlines.pop(Timer.LOSS_PROBE, None)
+            deadlines.pop(Timer.REORDER, None)
             if not self.queue.size:
-                timers.clear(Timer.STALL)
+                deadlines.pop(Timer.STALL, None)
             return
-        timers.set(Timer.RETRANSMIT, now + self.rtt.rto)
-        timers.set(Timer.LOSS_PROBE, now + self._loss_probe_delay)
-        timers.set_if_unset(Timer.STALL, self._progress + self._config.stall_timeout)
+        deadlines[Timer.RETRANSMIT] = now + self.rtt.rto
+        deadlines[Timer.LOSS_PROBE] = now + self._loss_probe_delay()
+        deadlines.setdefault(Timer.STALL, self._progress + self._config.stall_timeout)
 
     def _arm_after_send(self, now: float) -> None:
         """The time-out counts from the first packet (RFC 6298 §5.1), the loss probe from the last (RFC 8985 §7.2)."""
-        timers = self._timers
-        timers.set_if_unset(Timer.RETRANSMIT, now + min(self.rtt.rto * 2**self._backoff, MAX_RTO))
-        if not self._probed and not self._backoff:
-            timers.set(Timer.LOSS_PROBE, now + self._loss_probe_delay)
-        timers.set_if_unset(Timer.STALL, self._progress + self._config.stall_timeout)
+        deadlines = self._timers.deadlines
+        if self._backoff:
+            deadlines.setdefault(Timer.RETRANSMIT, now + min(self.rtt.rto * 2**self._backoff, MAX_RTO))
+        else:
+            deadlines.setdefault(Timer.RETRANSMIT, now + self.rtt.rto)
+            if not self._probed:
+                deadlines[Timer.LOSS_PROBE] = now + self._loss_probe_delay()
+        deadlines.setdefault(Timer.STALL, self._progress + self._config.stall_timeout)
 
     def on_timer(self, timer: Timer, now: float) -> bool:
         """A timer of ours has fired; True when the connection is to be given up."""
@@ -356,7 +367,7 @@ class Sender:
         # A peer whose window is shut drops what we ask it with; that is no congestion.
         if self._backoff == 1 and self.peer_window:
             self.congestion.on_timeout(now, flight.in_flight)
-        if self._backoff == 2 and len(flight.payloads[0]) + HEADER_BYTES > self._config.mtu:
+        if self._backoff == 2 and flight.size_of(flight.una) + HEADER_BYTES > self._config.mtu:
             self.mtu.black_hole(now)
         self._set_segment()
         self._stats.packets_lost += flight.count - flight.sacked.bit_count()
@@ -371,9 +382,9 @@ class Sender:
         flight = self.flight
         self.mtu.too_big(size, now)
         self._set_segment()
-        for at, payload in enumerate(flight.payloads):
-            if len(payload) > self._segment:
-                flight.lose(flight.una + at)
+        for seq in range(flight.una, flight.next_seq):
+            if flight.size_of(seq) > self._segment:
+                flight.lose(seq)
         self._fast_resend = True
 
     def restart_path(self, now: float, mtu_ceiling: int | None) -> None:
@@ -392,6 +403,33 @@ class Sender:
     def ready(self) -> bool:
         """There may be something for `collect` to send."""
         return bool(self.queue.size or self.flight.lost or self._probe or (self.closing and self.fin_seq is None))
+
+    def send_lone(self, payload: memoryview, now: float) -> bool:
+        """Send a payload, not an empty one, in a packet at once; False, and nothing done, when it is not that easy."""
+        queue, flight, pacer = self.queue, self.flight, self._pacer
+        size, held = len(payload), flight.held_bytes
+        together = held + size
+        if (
+            size > self._segment
+            or queue.size
+            or not flight.is_plain
+            or self._probe
+            or together > self.peer_window
+            or together > self.congestion.cwnd
+            or 2 * together > self._config.send_buffer  # who sends this way does not ask for `space`
+            or flight.count >= MAX_PACKETS_IN_FLIGHT
+            or pacer.budget(now) < size
+        ):
+            return False
+        if not held:
+            self._progress = now
+        queue.pass_by(payload)
+        flight.add(size, 1, size, now)
+        pacer.spend(size)
+        self._stats.packets_sent += 1
+        self._stats.bytes_sent += size
+        self._arm_after_send(now)
+        return True
 
     def collect(self, now: float, max_bytes: int, header: Header) -> list[Batch]:
         """Packets to send now.
@@ -469,14 +507,13 @@ class Sender:
     ) -> None:
         """Send payloads for the first time."""
         seq, count = self.flight.next_seq, len(payloads)
-        self.flight.add(payloads, now)
-        step = self._most_packets(len(payloads[0]))
+        size, last = len(payloads[0]), len(payloads[-1])
+        self.flight.add(size, count, last, now)
+        step = self._most_packets(size)
         for at in range(0, count, step):
             part = payloads if count <= step else payloads[at : at + step]
-            single = count == 1 and header.seq_nr == seq  # what a request or its answer is
-            run = serialize_header(header) if single else serialize_header_run(header, seq + at, len(part))
-            batches.append(Batch(run, part, probe))
-        total = len(payloads[0]) * (count - 1) + len(payloads[-1])
+            batches.append(Batch(serialize_header_run(header, seq + at, len(part)), part, probe, is_run=True))
+        total = size * (count - 1) + last
         self._pacer.spend(total)
         self._stats.packets_sent += count
         self._stats.bytes_sent += total
@@ -487,12 +524,12 @@ class Sender:
         room = self._allowance(flight.lost_bytes, now, max_bytes)
         repeated: list[tuple[int, Buffer]] = []
         while (seq := flight.next_lost) is not None:
-            size = len(flight.payloads[seq - flight.una])
+            size = flight.size_of(seq)
             if size > room - total and not self._fast_resend and flight.in_flight:
                 break
             # The first repetition is never held back: the window may be full of what is lost.
             self._fast_resend = False
-            repeated.append((seq, flight.repeat(seq, now)))
+            repeated.append((seq, self.queue.read(*flight.repeat(seq, now))))
             total += size
         self._repeat(repeated, header, batches)
         return total
@@ -510,7 +547,7 @@ class Sender:
         if self.mtu.probe_seq in wanted:
             self.mtu.lost(now)  # repeated in parts, or cut by the system: its arrival would say nothing
             self._set_segment()
-        self._repeat([(seq, self.flight.repeat(seq, now)) for seq in wanted], header, batches)
+        self._repeat([(seq, self.queue.read(*self.flight.repeat(seq, now))) for seq in wanted], header, batches)
 
     def _repeat(self, packets: list[tuple[int, Buffer]], header: Header, batches: list[Batch]) -> None:
         """Make batches of packets sent again; those that the path no longer takes go in parts."""

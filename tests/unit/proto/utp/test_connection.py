@@ -383,7 +383,6 @@ def test_data_then_an_ack_in_one_batch() -> None:
 
 def test_one_packet() -> None:
     end = established_pair().a
-    end.release()
     datagram = packet(body=b"lone")
     end.receive_one(datagram[:20], datagram[20:], START)
     assert end.data_to_read() == [b"lone"]

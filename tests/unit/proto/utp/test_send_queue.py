@@ -29,14 +29,35 @@ def test_payload_over_buffers_is_joined() -> None:
     assert queue.take(7, 1) == []
 
 
-def test_release() -> None:
+def test_what_was_taken_can_be_read_until_it_is_dropped() -> None:
     queue = SendQueue()
-    queue.append(memoryview(b"abc"))
-    queue.release()
-    assert queue.take(5, 1) == [b"abc"]
-    queue.release()
-    queue.append(memoryview(b"def"))
-    assert queue.take(5, 1) == [b"def"]
+    data = some_bytes(3000)
+    for at in range(0, 3000, 100):
+        queue.append(memoryview(data)[at : at + 100])
+    queue.take(250, 8)
+    assert queue.read(0, 10) == data[:10]
+    queue.drop(990)
+    assert queue.read(990, 1500) == data[990:1500]
+    assert queue.read(1100, 1200) == data[1100:1200]
+    assert queue.read(1200, 1200) == b""
+    assert queue.take(1000, 1) == [data[2000:]]
+    queue.drop(3000)
+    queue.append(memoryview(b"more"))
+    assert queue.take(10, 1) == [b"more"]
+    assert queue.read(3000, 3004) == b"more"
+
+
+def test_what_passes_by_can_be_read() -> None:
+    queue = SendQueue()
+    queue.append(memoryview(b"one"))
+    queue.take(3, 1)
+    queue.pass_by(memoryview(b"two"))
+    assert queue.size == 0
+    queue.append(memoryview(b"three"))
+    assert queue.take(9, 1) == [b"three"]
+    assert queue.read(0, 11) == b"onetwothree"
+    queue.drop(6)
+    assert queue.read(6, 11) == b"three"
 
 
 def test_clear() -> None:
@@ -52,7 +73,7 @@ def test_clear() -> None:
 def test_any_sizes(seed: int) -> None:
     chance = random.Random(seed)
     queue = SendQueue()
-    put, got = b"", b""
+    put, got, dropped = b"", b"", 0
     for _ in range(200):
         piece = some_bytes(chance.choice([1, 5, 100, 5000]), chance.randrange(1000))
         queue.append(memoryview(piece))
@@ -62,5 +83,9 @@ def test_any_sizes(seed: int) -> None:
         assert all(len(payload) == size for payload in payloads[:-1])
         assert all(0 < len(payload) <= size for payload in payloads)
         got += b"".join(payloads)
+        start = chance.randint(dropped, len(got))
+        assert queue.read(start, len(got)) == put[start : len(got)]
+        dropped = chance.randint(dropped, len(got))
+        queue.drop(dropped)
         assert queue.size == len(put) - len(got)
     assert put.startswith(got)
