@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from crust.errors import ConfigError
-from crust.types import Transport
+from crust.types import CandidateKind, Transport
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -159,6 +159,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
                 raise ConfigError(f"{name}: {value!r} is not between {least:g} and {most:g}")
+
+    def allows(self, kind: CandidateKind) -> bool:
+        """Whether addresses of a kind are offered to peers, and those of peers dialled."""
+        if kind == "host":
+            return self.direct
+        if kind == "relayed":
+            return self.relay
+        return self.punch or kind == "mapped"
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import time
@@ -14,7 +15,8 @@ import crust
 from crust.config import Config
 from crust.net.clock import monotonic
 from crust.net.portmap import PortMapSettings
-from crust.node import node as node_module
+from crust.node import premises as premises_module
+from crust.node.dial import CandidateFeed
 from crust.node.mapping import PortMappings
 from crust.types import Candidate
 from tests.portmap_router import OUTSIDE
@@ -33,7 +35,7 @@ def settings(router: UdpRouter, **changes: Any) -> PortMapSettings:
 def use(monkeypatch: pytest.MonkeyPatch, router: UdpRouter, **changes: Any) -> None:
     """Nodes have this router."""
     made = functools.partial(PortMappings, settings=settings(router, **changes), gateways=lambda: [LOOPBACK])
-    monkeypatch.setattr(node_module, "PortMappings", made)
+    monkeypatch.setattr(premises_module, "PortMappings", made)
 
 
 def node(**changes: Any) -> crust.Node:
@@ -176,3 +178,34 @@ async def test_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
         await eventually(lambda: made.candidates)
         await made.close()
         assert router.router.mappings == {}
+
+
+@pytest.mark.parametrize("late", ["caller", "callee"])
+async def test_a_mapping_that_comes_late_trickles_into_the_dial(monkeypatch: pytest.MonkeyPatch, late: str) -> None:
+    monkeypatch.setattr("crust.proto.nat.leases.TRANSMISSIONS", 10)
+    monkeypatch.setattr("crust.proto.nat.leases.FIRST_WAIT", 0.02)
+    async with udp_router() as router, udp_router() as hole, node(listen=["127.0.0.1:0"]) as rendezvous:
+        router.silent = hole.silent = True
+        common = {"bootstrap": [str(await rendezvous.contact())], "direct": False, "punch": False}
+        quiet = {**common, "port_mapping": False}
+        use(monkeypatch, router)
+        async with (
+            node(**(common if late == "caller" else quiet)) as alice,
+            node(**(common if late == "callee" else quiet)) as bob,
+        ):
+            await soon(alice.bootstrapped())
+            await soon(bob.bootstrapped())
+            added: list[Candidate] = []
+            add = CandidateFeed.add
+            monkeypatch.setattr(CandidateFeed, "add", lambda feed, found: (added.extend(found), add(feed, found)))
+            # An address that never answers keeps the dial going.
+            contact = crust.Contact(bob.id, (Candidate("utp", "127.0.0.1", hole.port, "mapped"),))
+            dial = asyncio.create_task(alice.connect(contact, timeout=15))
+            await eventually(lambda: bob.stats["offer.answered"])
+            router.silent = False
+            if late == "caller":
+                await eventually(lambda: bob.stats["offer.more"])
+                dial.cancel()
+            else:
+                await eventually(lambda: OUTSIDE in {each.host for each in added})
+                dial.cancel()

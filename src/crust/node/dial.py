@@ -389,6 +389,9 @@ class _Race:
         for candidate in candidates:
             if candidate.transport not in core.config.transports:
                 continue
+            # Rendezvous nodes, which are dialled from our own port, are not the peers that the settings mean.
+            if not self._feed.own_port and not core.config.allows(candidate.kind):
+                continue
             if _is_numeric(candidate.host):
                 found.append(candidate)
                 continue

@@ -61,6 +61,7 @@ class Dials:
         self._dials: dict[PeerId, asyncio.Task[Connection]] = {}
         self._dial_waiters: dict[asyncio.Task[Connection], int] = {}
         self._calling: set[PeerId] = set()
+        self._feeds: dict[PeerId, CandidateFeed] = {}
         self._redials: dict[Connection, asyncio.Task[None]] = {}
         self._redial_again: dict[Connection, asyncio.Event] = {}  # the path that was being confirmed has gone, too
         self._known: dict[PeerId, tuple[Candidate, ...]] = {}
@@ -176,7 +177,7 @@ class Dials:
             return False  # the application has not agreed to show this node to that peer
         # Both call: to both of them the other's connection is as much an incoming one as their own.
         self._calling.discard(peer)
-        if peer not in self._dials:
+        if peer not in self._dials and candidates:
             self.remember(peer, tuple(candidates))
             report = Report(str(peer))
             task = self._start_dial(contact, report, monotonic(), _ANSWERING_SECONDS, _Mode.ANSWER, terms)
@@ -184,6 +185,15 @@ class Dials:
             task.add_done_callback(lambda task: self._dial_waiters.pop(task, None))
             task.add_done_callback(_forget_failure)
         return True
+
+    def more(self, peer: PeerId, candidates: Sequence[Candidate]) -> None:
+        """A peer that dials us has further addresses."""
+        if self._acceptor.decides_first and self._core.registry.find(peer) is None:
+            return
+        self.remember(peer, tuple(candidates))
+        feed = self._feeds.get(peer)
+        if feed is not None:
+            feed.add(candidates)
 
     def _arrived(self, connection: Connection) -> None:
         """A connection, or another path of one, has come in: a dial of the same peer has come to its end."""
@@ -280,9 +290,12 @@ class Dials:
             )
         else:
             feed.close()
+        self._feeds[peer] = feed
         try:
             return await self._dialler.race(peer, feed, report, started)
         finally:
+            if self._feeds.get(peer) is feed:
+                del self._feeds[peer]
             if calling is not None:
                 calling.cancel()
                 self._calling.discard(peer)

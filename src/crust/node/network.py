@@ -15,7 +15,7 @@ from crust.node.core import Core
 from crust.node.dial import CandidateFeed
 from crust.node.observer import ObserverService
 from crust.node.rendezvous import Rendezvous
-from crust.node.signalling import CallHandler, Signalling
+from crust.node.signalling import Callee, Signalling
 from crust.node.surroundings import Surroundings
 from crust.node.udp import UdpFront
 from crust.proto.nat.terms import Terms
@@ -37,7 +37,7 @@ class Neighbourhood:
         connect: dials a contact directly, within some seconds.
         own_candidates: gives the addresses at which this node listens.
         known: gives the addresses at which a peer was reached.
-        called: told of a peer that dials us through a rendezvous, and its candidates; says whether to answer.
+        callee: told of peers that dial us through a rendezvous.
         listens_on: says whether a local port is one that we listen on.
         local_for: gives the listening address from which to dial a host.
         front: the UDP sockets; None without µTP.
@@ -49,7 +49,7 @@ class Neighbourhood:
         connect: Callable[[Contact, float], Awaitable[Connection]],
         own_candidates: Callable[[], list[Candidate]],
         known: Callable[[PeerId], tuple[Candidate, ...]],
-        called: CallHandler,
+        callee: Callee,
         listens_on: Callable[[int], bool],
         local_for: Callable[[str], tuple[str, int] | None],
         front: UdpFront | None,
@@ -63,7 +63,7 @@ class Neighbourhood:
         contacts = [_bootstrap_contact(text) for text in core.config.bootstrap]
         named = {contact.id for contact in contacts}
         self.surroundings = Surroundings(core, front, local_for, listens_on, named.__contains__)
-        self.signalling = Signalling(core, self.candidates, called, listens_on, self.surroundings)
+        self.signalling = Signalling(core, self.candidates, callee, listens_on, self.surroundings)
         self.bootstrap = Bootstrap(core, contacts, connect, self.signalling.use)
 
     # --- Services ------------------------------------------------------------------------------------------------
@@ -82,7 +82,21 @@ class Neighbourhood:
 
     def candidates(self) -> list[Candidate]:
         """Our addresses: those of the interfaces, and those that others see."""
-        return list(dict.fromkeys((*self._own_candidates(), *self.signalling.reflexive)))
+        found = dict.fromkeys((*self._own_candidates(), *self.signalling.reflexive))
+        return [candidate for candidate in found if self._core.config.allows(candidate.kind)]
+
+    def addresses_changed(self, moved: bool) -> None:
+        """We have other addresses than before.
+
+        Args:
+            moved: interfaces or routes have changed: paths may be dead, and rendezvous nodes may see us elsewhere.
+        """
+        if moved:
+            self._core.stats.count("network.moved")
+            for connection in self._core.registry.holders():
+                connection.check_paths()
+            self.signalling.ask_again()
+        self.signalling.addresses_changed()
 
     def contact(self) -> Contact:
         """Our contact, with the rendezvous nodes through which we can be called."""

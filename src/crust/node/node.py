@@ -18,7 +18,7 @@ from crust.errors import (
     SelfDialError,
 )
 from crust.net.clock import monotonic
-from crust.net.interfaces import candidate_hosts, local_addresses
+from crust.net.interfaces import local_addresses
 from crust.net.tcp import raise_descriptor_limit
 from crust.node.acceptor import Acceptor
 from crust.node.connection import Connection
@@ -27,8 +27,8 @@ from crust.node.dial import Dialler
 from crust.node.dials import Dials, failed
 from crust.node.events import EventReader
 from crust.node.incoming import Incoming
-from crust.node.mapping import PortMappings
 from crust.node.network import Neighbourhood
+from crust.node.premises import Premises
 from crust.node.stats import Stats
 from crust.node.udp import UdpFront
 from crust.proto.nat.candidates import LocalView
@@ -39,8 +39,7 @@ __all__ = ["Node"]
 
 _SETTLE_SECONDS: Final = 1.0
 _CONTACT_SECONDS: Final = 3.0
-_MAPPING_SECONDS: Final = 0.5
-_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+_PREMISES_SECONDS: Final = 0.5
 
 
 class Node:
@@ -58,7 +57,7 @@ class Node:
         self._acceptor: Acceptor | None = None
         self._front: UdpFront | None = None
         self._neighbourhood: Neighbourhood | None = None
-        self._mappings: PortMappings | None = None
+        self._premises: Premises | None = None
         self._dials: Dials | None = None
         self._stats = Stats()
 
@@ -97,20 +96,22 @@ class Node:
             connect=dials.connect_directly,
             own_candidates=self._own_candidates,
             known=dials.known,
-            called=dials.called,
+            callee=dials,
             listens_on=lambda port: any(port == own for _, own in acceptor.addresses),
             local_for=acceptor.local_for,
             front=front,
         )
+        premises = self._premises = Premises(
+            core, front, seen=self._seen_hosts, changed=self._neighbourhood.addresses_changed
+        )
         try:
             await self._acceptor.listen()
+            await premises.open(acceptor.addresses)
         except BaseException:
             self._acceptor.close()
             if front is not None:
                 front.close()
             raise
-        self._mappings = PortMappings(self._config, changed=self._addresses_changed, outside=self._outside_hosts)
-        self._mappings.start(self._acceptor.addresses)
         self._neighbourhood.bootstrap.start()
 
     async def bootstrapped(self, timeout: float = 10) -> None:
@@ -134,7 +135,7 @@ class Node:
         core.closing = True
         if self._neighbourhood is not None:
             self._neighbourhood.close()
-        unmapping = core.loop.create_task(self._unmap())
+        leaving = core.loop.create_task(self._leave())
         if self._dials is not None:
             self._dials.cancel()
         acceptor.close()
@@ -155,14 +156,14 @@ class Node:
                     async with asyncio.timeout(_SETTLE_SECONDS):
                         await self._front.settled()
                 self._front.close()
-            await asyncio.shield(unmapping)
+            await asyncio.shield(leaving)
         # Let sockets that were told to close do so before the event loop may go away.
         await asyncio.sleep(0)
 
-    async def _unmap(self) -> None:
+    async def _leave(self) -> None:
         """Give port mappings back, within little more than a second."""
-        if self._mappings is not None:
-            await self._mappings.close()
+        if self._premises is not None:
+            await self._premises.close()
 
     def _started(self) -> Core:
         if self._core is None:
@@ -192,13 +193,13 @@ class Node:
         """What to give away so that others can dial this node; `str()` is the line of text.
 
         Where bootstrap nodes are configured it waits for them, three seconds at most: they tell the outside addresses,
-        and the contact names them as rendezvous. For a router that may map our port it waits half a second at most.
-        Cancellation loses nothing.
+        and the contact names them as rendezvous. For routers that may map our port, and STUN servers, it waits half a
+        second at most. Cancellation loses nothing.
         """
         self._started()
         assert self._neighbourhood is not None
-        assert self._mappings is not None
-        await asyncio.gather(self._neighbourhood.tried(_CONTACT_SECONDS), self._mappings.settled(_MAPPING_SECONDS))
+        assert self._premises is not None
+        await asyncio.gather(self._neighbourhood.tried(_CONTACT_SECONDS), self._premises.settled(_PREMISES_SECONDS))
         return self._neighbourhood.contact()
 
     @property
@@ -244,21 +245,8 @@ class Node:
         return await self._dials.connect(contact, report, started, timeout)
 
     def _own_candidates(self) -> list[Candidate]:
-        """Where this node can be reached: each listening address, wildcards as the addresses of the interfaces."""
-        assert self._acceptor is not None
-        listening = self._acceptor.addresses
-        hosts = candidate_hosts(local_addresses())
-        addresses: list[tuple[str, int]] = []
-        for host, port in listening:
-            if host in _WILDCARDS:
-                addresses += [(own, port) for own in hosts if (":" in own) == (":" in host)]
-            else:
-                addresses.append((host, port))
-        if not addresses:  # nothing but loopback
-            addresses = [(_WILDCARDS.get(host, host), port) for host, port in listening]
-        transports = sorted(set(self._config.transports))
-        found = [Candidate(transport, host, port) for host, port in addresses for transport in transports]
-        return [*found, *(self._mappings.candidates if self._mappings is not None else ())]
+        """Where this node can be reached, as far as it knows by itself."""
+        return [] if self._premises is None else self._premises.candidates
 
     def _view(self) -> LocalView:
         """Where we stand: what makes an address of a peer sensible."""
@@ -279,15 +267,14 @@ class Node:
         remotes = [split_address(path.remote)[0] for server in servers if (path := server.path) is not None]
         return any(ipaddress.ip_address(remote).is_loopback for remote in remotes)
 
-    def _outside_hosts(self) -> set[str]:
+    def _seen_hosts(self) -> set[str]:
         """Our outside hosts, as the rendezvous nodes that we have named see them."""
         assert self._neighbourhood is not None
         return {candidate.host for candidate in self._neighbourhood.signalling.reflexive}
 
-    def _addresses_changed(self) -> None:
-        """A router maps a port for us, or does so no more."""
-        assert self._core is not None
-        self._core.stats.count("addresses.changed")
+    def _outside_hosts(self) -> set[str]:
+        """Our outside hosts, whoever tells them."""
+        return {each.host for each in self._own_candidates() if each.kind == "server-reflexive"} | self._seen_hosts()
 
     def _connection_ended(self, connection: Connection) -> None:
         if self._dials is not None:

@@ -5,6 +5,7 @@ serves there beside connections, the STUN service.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
@@ -31,8 +32,8 @@ class Premises:
         core: the node's centre.
         front: its UDP sockets; None without µTP.
         seen: our outside hosts, as rendezvous nodes that the user has named see them.
-        changed: called when `candidates` may differ from before.
-        moved: called when interfaces or routes have changed: what stood may not stand any more.
+        changed: called when `candidates` may differ from before; True: as interfaces or routes have changed, so that
+            what stood may not stand any more.
     """
 
     def __init__(
@@ -41,14 +42,12 @@ class Premises:
         front: UdpFront | None,
         *,
         seen: Callable[[], Collection[str]],
-        changed: Callable[[], None],
-        moved: Callable[[], None],
+        changed: Callable[[bool], None],
     ) -> None:
         config = core.config
         self._core = core
         self._seen = seen
         self._changed = changed
-        self._moved = moved
         self._listening: list[tuple[str, int]] = []
         self._mappings = PortMappings(config, changed=self._tell, outside=self._outside_hosts)
         self._outside = OutsideAddresses(config.stun_servers, config.transports, front, self._tell)
@@ -87,8 +86,7 @@ class Premises:
     @property
     def candidates(self) -> list[Candidate]:
         """Where this node can be reached, as far as it knows without rendezvous: the best first."""
-        direct = self._of_interfaces() if self._core.config.direct else []
-        return [*direct, *self._mappings.candidates, *self._outside.candidates]
+        return [*self._of_interfaces(), *self._mappings.candidates, *self._outside.candidates]
 
     @property
     def stun_addresses(self) -> list[tuple[str, int]]:
@@ -114,13 +112,16 @@ class Premises:
         return [Candidate(transport, host, port) for host, port in addresses for transport in transports]
 
     def _outside_hosts(self) -> set[str]:
-        return {*self._seen(), *(candidate.host for candidate in self._outside.candidates)}
+        """Our hosts outside, as those see them who are outside; who sees us at an address of ours stands inside."""
+        seen = {*self._seen(), *(candidate.host for candidate in self._outside.candidates)}
+        own = {address.host for address in local_addresses()}
+        return {host for host in seen - own if not ipaddress.ip_address(host).is_loopback}
 
     # --- changes -------------------------------------------------------------------------------------------------
 
     def _tell(self) -> None:
         self._core.stats.count("addresses.changed")
-        self._changed()
+        self._changed(False)
 
     async def _watch(self) -> None:
         """Interfaces come and go: routers are asked anew, and whoever holds our addresses is told."""
@@ -132,5 +133,4 @@ class Premises:
                 continue
             self._core.stats.count("interfaces.changed")
             self._mappings.network_changed()
-            self._moved()
-            self._changed()
+            self._changed(True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
 
 from crust.crypto.keys import PeerId
 from crust.errors import CrustError, NoPathError, RemoteProtocolError
@@ -32,21 +32,61 @@ from crust.wire.service import (
     Undelivered,
 )
 
-__all__ = ["Call", "Signalling"]
+__all__ = ["Call", "Callee", "Signalling"]
 
 _PRESENCE_SECONDS: Final = 300
 _ANSWER_SECONDS: Final = 4.0
 _SETTLE_SECONDS: Final = 1.0
 _CANDIDATES_MOST: Final = 32
 
+_DIAL_SECONDS: Final = 15.0
+"""So long further candidates are of use."""
+
 _ANSWERS_KEPT: Final = 256
 
-CallHandler = Callable[[Contact, Sequence[Candidate], Terms], bool]
-"""Told of a peer that dials us: its contact, its candidates with what the rendezvous has seen, and both NATs. Returns
-whether to answer with our addresses."""
+_TRICKLE_PAUSE: Final = 0.02
+"""News of our addresses come in pairs, for TCP and for UDP: they go out together."""
+
+_TRICKLES_MOST: Final = 8
+"""So often further candidates of one dial are sent, and taken."""
 
 AnswerHandler = Callable[[Sequence[Candidate], Terms], None]
 """Told of the candidates of a peer that we dial, and of both NATs."""
+
+
+class Callee(Protocol):
+    """What a node does when peers dial it through a rendezvous."""
+
+    def called(self, contact: Contact, candidates: Sequence[Candidate], terms: Terms) -> bool:
+        """A peer dials us: its candidates, with what the rendezvous has seen, and both NATs.
+
+        Returns:
+            Whether to answer with our addresses.
+        """
+
+    def more(self, peer: PeerId, candidates: Sequence[Candidate]) -> None:
+        """It has further candidates."""
+
+
+@dataclass(slots=True)
+class _Answer:
+    """An offer that we answer.
+
+    Attributes:
+        peer: whose.
+        until: when the dial is over, one way or the other.
+        terms: what was said.
+        ways: through whom it was answered, and the hash of the offer.
+        told: our candidates, as the peer knows them.
+        trickled: how often further candidates were sent and taken.
+    """
+
+    peer: PeerId
+    until: float
+    terms: Terms = field(default_factory=Terms)
+    ways: list[tuple[Connection, bytes]] = field(default_factory=list)
+    told: list[Candidate] = field(default_factory=list)
+    trickled: int = 0
 
 
 class Call:
@@ -66,6 +106,8 @@ class Call:
         self.on_candidates = on_candidates
         self.hashes: set[bytes] = set()
         self.open: set[Connection] = set()
+        self.told: list[Candidate] = []
+        self.trickled = 0
         self.refused: list[str] = []
         self.answered = False
         self.decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -82,7 +124,7 @@ class Signalling:
     Args:
         core: the node's centre.
         own_candidates: gives our addresses, to be told to a peer.
-        on_call: called with each peer that dials us.
+        callee: told of peers that dial us.
         listens_on: says whether a local port is one that we listen on.
         surroundings: keeps how our NATs behave.
     """
@@ -91,7 +133,7 @@ class Signalling:
         self,
         core: Core,
         own_candidates: Callable[[], list[Candidate]],
-        on_call: CallHandler,
+        callee: Callee,
         listens_on: Callable[[int], bool],
         surroundings: Surroundings,
     ) -> None:
@@ -100,9 +142,11 @@ class Signalling:
         self._surroundings = surroundings
         self._path_times: dict[tuple[Connection, int], float] = {}
         self._answering: dict[bytes, Terms] = {}
+        self._answers: dict[bytes, _Answer] = {}
+        self._trickling: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._own_candidates = own_candidates
-        self._on_call = on_call
+        self._callee = callee
         self._servers: dict[Connection, asyncio.TimerHandle | None] = {}
         self._observed: dict[tuple[Connection, int], Candidate] = {}
         self._calls: dict[bytes, Call] = {}
@@ -142,6 +186,12 @@ class Signalling:
             self._path_times[connection, path_id] = monotonic()
             self._surroundings.path_up(connection, path_id)
             connection.send_service(AskAddress(), path_id)
+
+    def ask_again(self) -> None:
+        """Our network has changed: have every server say from where it sees us now."""
+        for connection in self.servers:
+            for path_id in connection.session.path_ids:
+                self.path_up(connection, path_id)
 
     def forget(self, connection: Connection) -> None:
         """A server's connection has ended."""
@@ -202,7 +252,9 @@ class Signalling:
         # What was measured must be what will be used: only paths from a listening port count.
         if connection in self._servers and path is not None and self._listens_on(connection.path_local_port(path_id)):
             found = Candidate(path.transport, message.host, message.port, "server-reflexive")
-            self._observed[connection, path_id] = found
+            if self._observed.get((connection, path_id)) != found:
+                self._observed[connection, path_id] = found
+                self.addresses_changed()
             asked_at = self._path_times.get((connection, path_id), monotonic())
             self._surroundings.address_seen(connection, path_id, (message.host, message.port), asked_at)
         # Asked after the challenge, so our presence is on its way before this answer.
@@ -253,6 +305,7 @@ class Signalling:
                 self._core.loop.call_later(_ANSWER_SECONDS, self._calls.pop, call.dial_id, None)
 
     def _send_offer(self, call: Call, server: Connection) -> None:
+        call.told = self._told()
         sealed = self._seal(call.peer, call.dial_id, b"", server.peer, call.terms)
         call.hashes.add(offer_hash(sealed))
         call.open.add(server)
@@ -261,10 +314,51 @@ class Signalling:
     def _seal(self, peer: PeerId, dial_id: bytes, answers: bytes, through: PeerId, terms: Terms) -> bytes:
         core = self._core
         now = monotonic()
-        contact = Contact(core.identity.id, tuple(self._own_candidates()[:_CANDIDATES_MOST]))
+        contact = Contact(core.identity.id, tuple(self._told()))
         nats = tuple(serialize_standing(transport, ours, now) for transport, ours in terms.ours.items())
         offer = Offer(dial_id, answers, contact, peer, through, nats=nats)
         return seal_offer(core.identity, core.network, offer, random=core.random)
+
+    def _told(self) -> list[Candidate]:
+        """What we tell a peer at present."""
+        return self._own_candidates()[:_CANDIDATES_MOST]
+
+    # --- trickling -----------------------------------------------------------------------------------------------
+
+    def addresses_changed(self) -> None:
+        """We have other addresses than before: tell the peers of dials that are under way."""
+        if self._trickling is None and (self._calls or self._answers):
+            self._trickling = self._core.loop.call_later(_TRICKLE_PAUSE, self._trickle)
+
+    def _trickle(self) -> None:
+        self._trickling = None
+        told, now = self._told(), monotonic()
+        for call in self._calls.values():
+            if call.told != told and call.trickled < _TRICKLES_MOST:
+                call.trickled += 1
+                call.told = told
+                for server in self.servers:
+                    sealed = self._seal(call.peer, call.dial_id, b"", server.peer, call.terms)
+                    server.send_service(Forward(call.dial_id, call.peer.bytes(), sealed))
+        for dial_id, answer in self._answers.items():
+            if answer.ways and answer.told != told and answer.trickled < _TRICKLES_MOST and now < answer.until:
+                answer.trickled += 1
+                answer.told = told
+                for server, answers in answer.ways:
+                    if not server.closed:
+                        sealed = self._seal(answer.peer, dial_id, answers, server.peer, answer.terms)
+                        server.send_service(Forward(dial_id, answer.peer.bytes(), sealed))
+
+    def _take_more(self, offer: Offer) -> None:
+        """A dial that we have answered goes on: the caller has further candidates."""
+        answer = self._answers.get(offer.dial_id)
+        known = answer is not None and answer.peer == offer.contact.id and monotonic() < answer.until
+        if answer is None or not known or answer.trickled >= _TRICKLES_MOST:
+            self._core.stats.count("offer.repeated")
+            return
+        answer.trickled += 1
+        self._core.stats.count("offer.more")
+        self._callee.more(answer.peer, offer.contact.candidates)
 
     # --- answering -----------------------------------------------------------------------------------------------
 
@@ -286,9 +380,10 @@ class Signalling:
         elif self._memory.is_new(
             offer.contact.id, offer.dial_id + connection.peer.bytes(), offer.lifetime, monotonic()
         ):
+            self._keep_answer(offer)
             self._run(self._answer_soon(connection, offer, message))
         else:
-            core.stats.count("offer.repeated")
+            self._take_more(offer)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._core.loop.create_task(work)
@@ -309,12 +404,26 @@ class Signalling:
             while len(self._answering) >= _ANSWERS_KEPT:
                 del self._answering[next(iter(self._answering))]
         terms = self._answering[offer.dial_id] = terms.attests(host for _, host, _ in message.seen)
-        if not self._on_call(offer.contact, _with_seen(offer.contact, message.seen), terms):
+        if not self._callee.called(offer.contact, _with_seen(offer.contact, message.seen), terms):
             self._core.stats.count("offer.withheld")
+            self._answers.pop(offer.dial_id, None)
             return
-        sealed = self._seal(peer, offer.dial_id, offer_hash(message.sealed), connection.peer, terms)
+        answers = offer_hash(message.sealed)
+        sealed = self._seal(peer, offer.dial_id, answers, connection.peer, terms)
         connection.send_service(Forward(offer.dial_id, peer.bytes(), sealed))
         self._core.stats.count("offer.answered")
+        answer = self._answers.get(offer.dial_id)
+        if answer is not None:
+            answer.terms, answer.told = terms, self._told()
+            answer.ways.append((connection, answers))
+
+    def _keep_answer(self, offer: Offer) -> None:
+        """Remember a dial, whose further candidates are taken, and who is told of ours."""
+        now = monotonic()
+        for old in [key for key, each in self._answers.items() if each.until <= now]:
+            del self._answers[old]
+        if len(self._answers) < _ANSWERS_KEPT:
+            self._answers.setdefault(offer.dial_id, _Answer(offer.contact.id, now + _DIAL_SECONDS))
 
     def _answered(self, offer: Offer, message: Forwarded) -> None:
         call = self._calls.get(offer.dial_id)
@@ -329,11 +438,18 @@ class Signalling:
 
     def close(self) -> None:
         """Stop."""
+        if self._trickling is not None:
+            self._trickling.cancel()
         for task in self._tasks:
             task.cancel()
 
 
 def _with_seen(contact: Contact, seen: Sequence[tuple[int, str, int]]) -> list[Candidate]:
-    """A peer's own candidates, and the addresses from which the rendezvous sees it."""
+    """A peer's own candidates, and the addresses from which the rendezvous sees it.
+
+    A peer that tells no address of its own does not want to be dialled directly.
+    """
+    if not contact.candidates:
+        return []
     extra = [Candidate(TRANSPORTS[t], host, port, "server-reflexive") for t, host, port in seen]
     return list(dict.fromkeys((*contact.candidates, *extra)))
