@@ -96,6 +96,13 @@ def test_nobody_comes(crust: Crust) -> None:
     assert running.end() == 3
 
 
+def test_listening_on_any_address(crust: Crust) -> None:
+    running = crust.start("pipe", "--listen", *HOST, user="listener")
+    running.wait_for("\n")
+    done = crust.run("pipe", running.errors.splitlines()[0], "--no-lan", input="x")
+    assert (done.returncode, running.end(), running.line()) == (0, 0, "x")
+
+
 def test_pipe_only_from(crust: Crust) -> None:
     running, contact = listen(crust, "--from", Identity.generate().id)
     assert crust.run("pipe", contact, "--no-lan", input="x").returncode == 4

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from crust.cli.app import EXIT_USAGE
@@ -43,7 +44,7 @@ async def run(args: argparse.Namespace, out: Output) -> int:
         try:
             server = await asyncio.start_server(forwarder.handle, _HOST, args.port)
         except OSError as error:
-            text = f"cannot listen on {_HOST}:{args.port}: {error.strerror or error}"
+            text = f"cannot listen on {_HOST}:{args.port}: {os.strerror(error.errno) if error.errno else error}"
             raise CommandError(text, code=EXIT_USAGE) from error
         async with server:
             host, port = server.sockets[0].getsockname()[:2]

@@ -36,13 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 async def run(args: argparse.Namespace, out: Output) -> int:
     """Run until interrupted."""
     defaults: dict[str, Any] = {"close_timeout": _CLOSE_SECONDS}
+    accepted = accepted_peers(args)
     async with make_node(args, **defaults) as node:
         contact = str(await node.contact())
         events = asyncio.create_task(_print_events(node, out)) if args.events else None
         out.data(contact, {"contact": contact, "id": node.id})
         if args.qr:
             _show_qr(contact, out)
-        peers = asyncio.create_task(Peers(node, accepted_peers(args)).serve(_hold))
+        peers = asyncio.create_task(Peers(node, accepted).serve(_hold))
         tasks = [task for task in (events, peers) if task is not None]
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

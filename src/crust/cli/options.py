@@ -69,7 +69,6 @@ def add_node_options(parser: argparse.ArgumentParser, *, listen_alone: str | Non
         type=_listen_address,
         metavar="ADDR:PORT",
         nargs=None if listen_alone is None else "?",
-        const=None if listen_alone is None else "",
         help=listen_alone or "listen here (repeatable; default: every interface, a random port)",
     )
     group.add_argument(
