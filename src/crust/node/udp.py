@@ -34,6 +34,7 @@ from crust.proto.utp.config import UtpConfig
 from crust.wire.service import REACH_BYTES
 from crust.wire.stun import looks_like_stun
 from crust.wire.tunnel import OVERHEAD_BYTES
+from crust.wire.utp import Buffer
 
 if TYPE_CHECKING:
     from crust.crypto.keys import PeerId
@@ -401,7 +402,7 @@ class UdpFront:
             self._flush_later(association)
             if link is not None:
                 link.check_writable()
-                if link in self._closing and link.settled:
+                if self._closing and link in self._closing and link.settled:
                     self._note_settled()
         while self._held is None and (out := endpoint.next_outgoing()) is not None:
             self._transmit(out, now)
@@ -417,6 +418,18 @@ class UdpFront:
         now = monotonic()
         while self._unflushed:
             self.flush(next(iter(self._unflushed)), now)
+
+    def send_lone(self, association: Association, data: Buffer, now: float) -> bool:
+        """Send data in one datagram at once; False, and nothing done, when they must take the usual way."""
+        if self._held is not None:
+            return False
+        out = self.endpoint.lone_outgoing(association, data, now)
+        if out is None:
+            return False
+        self._unflushed.pop(association, None)
+        self._transmit(out, now)
+        self._arm()
+        return True
 
     def flush(self, association: Association, now: float) -> None:
         """Send what an association has to say."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from crust.errors import RemoteProtocolError
+from crust.net.clock import monotonic
 from crust.proto.plain import PlainRecords
 from crust.proto.session.outbox import Group
 from crust.proto.tunnel.association import Association
@@ -19,6 +20,9 @@ __all__ = ["GROUP_BYTES", "LinkConsumer", "UtpLink"]
 
 _UNSENT_BYTES: Final = 128 * 1024
 """Not yet given to the network: priorities cannot overtake these (PROTOCOL 14)."""
+
+_IDLE_SECONDS: Final = 0.5
+"""Without a datagram in either direction."""
 
 GROUP_BYTES: Final = 512 * 1024
 """Room for the largest group."""
@@ -75,8 +79,7 @@ class UtpLink:
     def drain(self, now: float) -> None:
         """Take what the engine has for us."""
         utp, consumer = self.association.utp, self.consumer
-        if consumer is not None and not self.paused and (chunks := utp.data_to_read()):
-            utp.consumed(sum(map(len, chunks)))
+        if consumer is not None and not self.paused and (chunks := utp.read_all()):
             try:
                 groups = self._records.receive(chunks)
             except RemoteProtocolError as error:
@@ -141,13 +144,17 @@ class UtpLink:
         """Send groups; only when `writable`."""
         if self._over:
             return
-        self.association.utp.send_data(self._records.buffers(groups), now)
+        buffers = self._records.buffers(groups)
+        if len(buffers) == 1 and self._front.send_lone(self.association, buffers[0], now):
+            return
+        self.association.utp.send_data(buffers, now)
         self._front.flush(self.association, now)
         self._stalled = not self._has_room
 
     def idle(self) -> None:
-        """Hold as little memory as possible."""
-        self.association.release()
+        """Hold as little memory as possible, if nothing happens indeed: what is given up must be made again."""
+        if monotonic() - self.association.active_at >= _IDLE_SECONDS:
+            self.association.release()
 
     def close(self) -> None:
         """Close after what was written has arrived; nothing is read any more."""
