@@ -18,6 +18,11 @@ CrustError
 ├── ConnectionClosed            orderly end of a connection
 ├── PeerLost                    the peer is gone and did not come back (also an event)
 ├── StreamResetError            the peer gave a stream up
+├── TransferError               a file or folder that did not get across (`crust.node.transfer`)
+│   ├── TransferRefusedError    one side does not want it
+│   │   └── TransferConflictError   something else is in its place
+│   ├── TransferInterruptedError    stopped half-way, to be continued
+│   └── SourceError             what was to be sent cannot be
 └── ReceiptError                a receipt that proves nothing
     └── ReceiptUnavailable      lost before it was signed
 """

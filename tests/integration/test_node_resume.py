@@ -10,7 +10,7 @@ import pytest
 
 import crust
 from crust.types import Priority
-from tests.integration.node_support import Proxy, eventually, node, nothing_left, port_of, soon, target
+from tests.integration.node_support import Proxy, eventually, joined, node, nothing_left, port_of, soon, target
 
 EVERY_LOOP = True
 
@@ -297,3 +297,15 @@ class TestOneIdentityTwice:
                     await theirs.send(b"back %d" % m)
                     assert (await soon(ours.receive())).data == b"back %d" % m
             assert len(bob.connections) == 2
+
+
+async def test_a_machine_that_wakes_asks_its_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with joined({"heartbeat": 1}) as (_, _, ours, _):
+        asked: list[float] = []
+        monkeypatch.setattr(ours.session, "woke", asked.append)
+        await soon(ours.ping())
+        assert not asked
+        monkeypatch.setattr("crust.node.driver.seconds_slept", lambda: 1e9)
+        await eventually(lambda: bool(asked))
+        await soon(ours.ping())
+        assert len(asked) == 1

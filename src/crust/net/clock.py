@@ -5,10 +5,18 @@ Nothing is decided by the wall clock; it goes into signatures, as what their mak
 
 from __future__ import annotations
 
+import time
 from time import monotonic
 from time import time as wall_clock
 
-__all__ = ["monotonic", "wall_clock"]
+__all__ = ["monotonic", "seconds_slept", "wall_clock"]
 
 # Not `loop.time()`: uvloop's has a resolution of a millisecond, which is fifty round trips over loopback. Both have the
 # same origin, so deadlines can be handed to `loop.call_at`.
+
+
+def seconds_slept() -> float:
+    """For how long the machine has slept since it was started; 0.0 where the system does not say."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from crust.crypto.keys import PeerId
 from crust.errors import ConnectionClosed, CrustError, PeerLost, RemoteProtocolError
-from crust.net.clock import monotonic
+from crust.net.clock import monotonic, seconds_slept
 from crust.node.path import AnyPath
 from crust.proto.session.engine import Session
 from crust.proto.session.events import (
@@ -41,6 +41,9 @@ WRITE_AT_ONCE: Final = 256 * 1024
 
 _PATHS_KEPT: Final = 64
 
+_SLEEP_LEAST: Final = 1.0
+"""Seconds of sleep that count: the two clocks are not read at the same moment."""
+
 
 class SessionDriver(ABC):
     """Drives a session over whatever paths there are.
@@ -61,6 +64,7 @@ class SessionDriver(ABC):
         "_paths",
         "_pump_due",
         "_shown_path",
+        "_slept",
         "_timer",
         "_timer_at",
         "_waiters",
@@ -78,6 +82,7 @@ class SessionDriver(ABC):
         self._timer_at = 0.0
         self._pump_due = False
         self._blocked = False  # kernel or peer take no more at present, so that `send` need not try
+        self._slept = seconds_slept()  # when this was last looked at
         self._waiters: list[asyncio.Future[None]] = []
         self._ended = False
         self.peer = peer
@@ -169,6 +174,9 @@ class SessionDriver(ABC):
     def _on_timer(self) -> None:
         self._timer = None
         now = monotonic()
+        if (slept := seconds_slept()) > self._slept + _SLEEP_LEAST:
+            self._slept = slept
+            self.session.woke(now)
         for path in self._paths.values():
             path.idle()
         self.session.handle_timeout(now)
@@ -195,7 +203,7 @@ class SessionDriver(ABC):
         if isinstance(error, PeerLost):
             error.peer = self.peer
         for path in self._paths.values():
-            if isinstance(error, ConnectionClosed):
+            if isinstance(error, ConnectionClosed) or self.session.says_gone:
                 path.close()
             else:
                 path.abort()

@@ -21,6 +21,7 @@ EXAMPLES: list[tuple[bytes, frames.Frame]] = [
     (frames.serialize_credit(7, BIG), frames.Credit(7, BIG)),
     (frames.serialize_stream_credit(9, 10), frames.StreamCredit(9, 10)),
     (frames.serialize_max_streams(BIG), frames.MaxStreams(BIG)),
+    (frames.serialize_signature_delay(500), frames.SignatureDelay(500)),
     (frames.serialize_ping(1), frames.Ping(1)),
     (frames.serialize_pong(2), frames.Pong(2)),
     (frames.serialize_gone(NONCE, 255), frames.Gone(NONCE, 255)),
@@ -85,7 +86,7 @@ def test_nothing_is_no_frames() -> None:
     assert frames.parse_frames(frames.serialize_padding(10)) == []
 
 
-@pytest.mark.parametrize("kind", [0x0C, 0x0F, 0x1C, 0x7F, 0xFF])
+@pytest.mark.parametrize("kind", [0x0D, 0x0F, 0x1C, 0x7F, 0xFF])
 def test_unknown_kinds(kind: int) -> None:
     with pytest.raises(RemoteProtocolError, match=f"kind {kind}"):
         frames.parse_frames(bytes((kind,)) + bytes(40))

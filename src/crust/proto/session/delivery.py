@@ -13,13 +13,18 @@ from typing import Any, Final
 from crust.errors import BadSignatureError, LocalProtocolError, RemoteProtocolError
 from crust.proto.session.inbox import Inbox
 from crust.proto.session.multiplexer import StreamMultiplexer
-from crust.proto.session.signing import Verifier
+from crust.proto.session.signing import SIGNATURE_DELAY, Verifier
 from crust.proto.session.streams import HalfInput
 from crust.proto.session.terms import SigningTerms
 from crust.wire import frames
 from crust.wire.receipt import Kind
 
 __all__ = ["Delivery", "Mark"]
+
+_HELD_FRAMES: Final = 65_536
+"""Frames that strict mode holds: the limits of what is unsigned count units, and not every frame is one."""
+
+_DELAY_STEP: Final = 1.5  # smaller changes are not worth a frame
 
 Mark = tuple[Any, int] | None
 """What finds the receipt of a unit: the verifier's segment and the unit's number; None when signing is off."""
@@ -45,6 +50,9 @@ class Delivery:
         "_service",
         "_streams",
         "_terms",
+        "_told_delay",
+        "_wanted_delay",
+        "delay_due",
         "signatures",
         "verifier",
     )
@@ -67,6 +75,8 @@ class Delivery:
         self.verifier: Verifier | None = None
         self.signatures = 0  # verified so far
         self._peer_hears = False
+        self._told_delay = self._wanted_delay = SIGNATURE_DELAY
+        self.delay_due = False  # the peer should be told how often to sign
 
     def take(self, frame: frames.NumberedFrame, now: float) -> None:
         """The next frame.
@@ -99,6 +109,8 @@ class Delivery:
             verifier = self.verifier
             if self._held is None:
                 self._held = deque()
+            elif len(self._held) > _HELD_FRAMES:
+                raise BadSignatureError(f"signature withheld: over {_HELD_FRAMES:,} frames wait for it")
             self._held.append((0 if verifier is None else verifier.next_number, frame, message, mark))
             if isinstance(frame, frames.StreamOpen):
                 self._opening[frame.stream] = frame.priority
@@ -135,11 +147,31 @@ class Delivery:
             raise RemoteProtocolError("a signature that was not agreed")
         self.verifier.receive_signature(frame.body, now)
         self.signatures += 1
+        self._pace(now)
         if self._held:
             verified = self.verifier.next_number - self.verifier.unsigned_units
             while self._held and self._held[0][0] <= verified:
                 _, held, message, mark = self._held.popleft()
                 _DELIVER[type(held)](self, held, message, mark, now)
+
+    def _pace(self, now: float) -> None:
+        """Ask the peer to sign less often while all peers together give us too much to check (PROTOCOL 19)."""
+        terms = self._terms
+        if terms is None or terms.strict:  # what waits for its signature does not wait longer
+            return
+        self._wanted_delay = terms.pace.verified(now)
+        if not self._told_delay / _DELAY_STEP < self._wanted_delay < self._told_delay * _DELAY_STEP:
+            self.delay_due = True
+
+    def take_delay(self) -> int:
+        """The milliseconds that the peer is told now."""
+        self.delay_due = False
+        self._told_delay = self._wanted_delay
+        return round(self._told_delay * 1000)
+
+    def repeat_delay(self) -> None:
+        """Another path carries what we say: the last word may be lost."""
+        self.delay_due = self.delay_due or self._told_delay > SIGNATURE_DELAY
 
     def _unverified(self) -> bool:
         return self.verifier is not None and self.verifier.unsigned_units > 0

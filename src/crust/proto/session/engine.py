@@ -8,11 +8,11 @@ roaming, a reset and a change from a relayed to a direct path are all the same e
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from crust.errors import ConnectionClosed, CrustError, LocalProtocolError, PeerLost, RemoteProtocolError
+from crust.errors import ConnectionClosed, CrustError, PeerLost, RemoteProtocolError
+from crust.proto.session.datagram import DATAGRAM_LIMIT, DatagramQueue
 from crust.proto.session.delivery import Delivery
 from crust.proto.session.events import (
     DatagramReceived,
@@ -52,9 +52,6 @@ CONTROL_RESERVE: Final = 32 * 1024
 """Room in a group that these leave for numbered frames."""
 
 _FIRST_FLIGHT_PADDING: Final = 255
-_DATAGRAMS_QUEUED: Final = 1024 * 1024
-DATAGRAM_LIMIT: Final = 1200
-"""Bytes of a datagram that fit every path."""
 
 
 class SessionState(enum.Enum):
@@ -116,10 +113,9 @@ class Session:
         self._ack_sent = 0
         self._unacked_bytes = 0
         self._ack_wanted = False
-        self._datagrams: deque[bytes] | None = None  # made when needed: an empty deque takes 760 bytes
-        self._datagram_bytes = 0
+        self._datagrams: DatagramQueue | None = None  # made when needed: an empty deque takes 760 bytes
         self._close_latest = 0.0
-        self._gave_up = False
+        self.says_gone = False  # it has ended, and what is written once more tells the peer
         self._timers.set(Timer.RESUME, now + limits.resume_timeout)
 
     # --- paths ---------------------------------------------------------------------------------------------------
@@ -138,7 +134,9 @@ class Session:
 
     def detach(self, path_id: int, now: float) -> None:
         """Remove a path that has ended."""
-        if self._paths.detach(path_id, now) and not self._paths.by_id and self.state is not SessionState.ENDED:
+        if self.state is SessionState.ENDED:
+            self._paths.by_id.pop(path_id, None)
+        elif self._paths.detach(path_id, now) and not self._paths.by_id:
             if self.remote_closed and not self.outbox.owes():
                 # The peer said its last frame and has gone: nothing more can come, nor has to go.
                 self._end(ConnectionClosed("the peer has closed the connection"))
@@ -187,6 +185,7 @@ class Session:
         inbox = self.inbox
         path.control.extend(frames.serialize_credit(p, inbox.granted(p)) for p in inbox.raised_credits())
         self.streams.repeat_credits()
+        self.delivery.repeat_delay()
         self._ack_due = self._ack_due or inbox.expected > 0
 
     # --- bytes out -----------------------------------------------------------------------------------------------
@@ -208,7 +207,7 @@ class Session:
                 at += 1
             del control[:at]
             self.more = bool(control)
-        if path is self._paths.active and self._paths.may_carry(path):
+        if path is self._paths.active and self._paths.may_carry(path) and not self.says_gone:
             self._fill_active(path, group, now)
         return group.finish()
 
@@ -238,6 +237,8 @@ class Session:
                 group.add(frames.serialize_credit(priority, inbox.granted(priority)))
             inbox.credits_due.clear()
         self.streams.write_credits(group)
+        if self.delivery.delay_due:
+            group.add(frames.serialize_signature_delay(self.delivery.take_delay()))
         if path.resend is not None:
             self._resend(path, group)
             self.more = True
@@ -245,7 +246,7 @@ class Session:
             outbox.fill(group, now)
             self.more = self.more or outbox.is_full(group) or self.streams.table.grant_due
             if self._datagrams:
-                self._fill_datagrams(group)
+                self._datagrams.fill(group)
                 self.more = self.more or bool(self._datagrams)
             if self._ack_wanted and outbox.retained_bytes and not outbox.has_queued():
                 self._ack_wanted = False
@@ -269,13 +270,6 @@ class Session:
                 return
             resend.popleft()
         path.resend = None
-
-    def _fill_datagrams(self, group: GroupBuilder) -> None:
-        datagrams = self._datagrams
-        while datagrams and group.room > DATAGRAM_LIMIT + 1024:
-            data = datagrams.popleft()
-            self._datagram_bytes -= len(data)
-            group.add(frames.serialize_datagram(data))
 
     # --- bytes in ------------------------------------------------------------------------------------------------
 
@@ -303,7 +297,7 @@ class Session:
         except RemoteProtocolError as error:
             lost = PeerLost(None, f"the peer broke the protocol: {error}", getattr(error, "proof", ()))
             lost.__cause__ = error
-            self._end(lost)
+            self._give_up(lost, 3)
             raise
 
     def _receive(self, path: SessionPath, frame: frames.Frame, now: float) -> bool:
@@ -324,7 +318,7 @@ class Session:
         for ordered in self.inbox.accept(frame):  # type: ignore[arg-type]
             if self.remote_closed:
                 raise RemoteProtocolError("frames after CLOSE")
-            if self.state is SessionState.CLOSING and not self._gave_up:
+            if self.state is SessionState.CLOSING:
                 # What the peer had queued still comes; it must only not take for ever.
                 self._timers.set(Timer.CLOSE, min(now + self._limits.close_timeout, self._close_latest))
             self.delivery.take(ordered, now)
@@ -370,6 +364,8 @@ class Session:
             self._end(ConnectionClosed("the peer has closed the connection"))
         elif frame.code == 2:
             self._end(PeerLost(None, "the peer refused the connection"))
+        elif frame.code == 3:
+            self._end(PeerLost(None, "the peer has cut us off, as it holds that we broke the protocol"))
         else:
             self._end(PeerLost(None, "the peer has restarted, or given this connection up"))
 
@@ -386,7 +382,7 @@ class Session:
         close_number = self.outbox.close_number
         if close_number is not None and next_expected > close_number and self.remote_closed:
             self._end_after_writing(now)
-        elif self.state is SessionState.CLOSING and not self._gave_up:
+        elif self.state is SessionState.CLOSING:
             self._timers.set(Timer.CLOSE, now + self._limits.close_timeout)
 
     def _on_credit(self, path: SessionPath, frame: frames.Credit, now: float) -> None:
@@ -397,6 +393,9 @@ class Session:
 
     def _on_max_streams(self, path: SessionPath, frame: frames.MaxStreams, now: float) -> None:
         self.streams.max_streams_raised(frame)
+
+    def _on_signature_delay(self, path: SessionPath, frame: frames.SignatureDelay, now: float) -> None:
+        self.outbox.ask_delay(frame.milliseconds / 1000)
 
     def _on_ping(self, path: SessionPath, frame: frames.Ping, now: float) -> None:
         if len(path.control) < CONTROL_WAITING:  # a peer that floods PINGs and reads nothing gets no memory
@@ -471,17 +470,9 @@ class Session:
         Raises:
             LocalProtocolError: longer than every path can carry.
         """
-        if len(data) > DATAGRAM_LIMIT:
-            raise LocalProtocolError(f"a datagram has at most {DATAGRAM_LIMIT} bytes, this one {len(data)}")
         if self._datagrams is None:
-            self._datagrams = deque()
-        self._datagrams.append(data)
-        self._datagram_bytes += len(data) + 64
-        dropped = False
-        while self._datagram_bytes > _DATAGRAMS_QUEUED:
-            self._datagram_bytes -= len(self._datagrams.popleft()) + 64
-            dropped = True
-        return not dropped
+            self._datagrams = DatagramQueue()
+        return self._datagrams.put(data)
 
     def ping(self, now: float) -> int:
         """Ask the peer for an answer; the token comes back in `Ponged`."""
@@ -538,6 +529,12 @@ class Session:
         """The oldest event that was not taken."""
         return self._events.pop(0) if self._events else None
 
+    def woke(self, now: float) -> None:
+        """The machine has slept: the time to come back starts anew (PROTOCOL 15), and no path is taken for alive."""
+        if Timer.RESUME in self._timers:
+            self._timers.set(Timer.RESUME, now + self._limits.resume_timeout)
+        self._paths.probe_all(now)
+
     def handle_timeout(self, now: float) -> None:
         """Do what is due."""
         for name in self._timers.pop_due(now):
@@ -548,7 +545,7 @@ class Session:
             elif name is Timer.STALL:
                 self._paths.stalled(now)
             elif name is Timer.CLOSE:
-                self._close_overdue(now)
+                self._close_overdue()
             elif name is Timer.EXPIRY:
                 if (again := self.outbox.drop_expired(now)) is not None:
                     self._timers.set(Timer.EXPIRY, again)
@@ -557,17 +554,18 @@ class Session:
             elif isinstance(name, tuple):
                 self._paths.path_timer(name[0], name[1], now)
 
-    def _close_overdue(self, now: float) -> None:
+    def _close_overdue(self) -> None:
         if self.remote_closed and not self.outbox.owes():
             self._end(ConnectionClosed("the connection is closed"))
-        elif self._paths.by_id and not self._gave_up:
-            # Whether it reads or not, the peer need not wait for us: one more write, then the end.
-            self._gave_up = True
-            for path in self._paths.by_id.values():
-                path.control.append(frames.serialize_gone(self.nonce, 0))
-            self._end_after_writing(now)
         else:
-            self._end(PeerLost(None, "the peer did not confirm the end of the connection in time"))
+            self._give_up(PeerLost(None, "the peer did not confirm the end of the connection in time"), 0)
+
+    def _give_up(self, error: CrustError, code: int) -> None:
+        """End, and say so in one more write: the peer, which perhaps cannot dial us, need not wait for our return."""
+        for path in self._paths.by_id.values():
+            path.control = [frames.serialize_gone(self.nonce, code)]
+            self.says_gone = True
+        self._end(error)
 
     def _end(self, error: CrustError) -> None:
         if self.state is not SessionState.ENDED:
@@ -582,6 +580,7 @@ _UNNUMBERED: Final[dict[type, Callable[[Session, SessionPath, Any, float], None]
     frames.Credit: Session._on_credit,
     frames.StreamCredit: Session._on_stream_credit,
     frames.MaxStreams: Session._on_max_streams,
+    frames.SignatureDelay: Session._on_signature_delay,
     frames.Ping: Session._on_ping,
     frames.Pong: Session._on_pong,
     frames.PathClose: Session._on_path_close,

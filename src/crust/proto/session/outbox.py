@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from crust.errors import RemoteProtocolError
-from crust.proto.session.signing import Signer
+from crust.proto.session.signing import MAX_SIGNATURE_DELAY, Signer
 from crust.proto.session.streams import Half, StreamState, StreamTable
 from crust.proto.session.terms import SigningTerms
 from crust.wire import frames
@@ -114,6 +114,7 @@ class Outbox:
     """
 
     __slots__ = (
+        "_asked_delay",
         "_bits",
         "_control",
         "_large",
@@ -158,6 +159,7 @@ class Outbox:
         self._control: list[Callable[[int], bytes]] = []
         self._sent: list[Sent] = []
         self._terms = terms
+        self._asked_delay = 0.0
         self.signer: Signer | None = None
         if terms is not None:
             # The seed is the first frame of all: salts of the leaves behind it come from it.
@@ -315,13 +317,17 @@ class Outbox:
             self._terms.session_id = session_id
             self.signer.set_session_id(session_id)
 
+    def ask_delay(self, seconds: float) -> None:
+        """The peer has more signatures to check than it likes: let ours cover what comes in so many seconds."""
+        self._asked_delay = min(seconds, MAX_SIGNATURE_DELAY)
+
     def _sign(self, group: GroupBuilder, now: float) -> None:
         """Sign what was written since the last signature; the frame goes out behind it and before anything else."""
         terms, signer = self._terms, self.signer
         assert terms is not None
         assert signer is not None
         body = signer.sign(terms.wall_clock())
-        signer.delay = terms.pace.signed(now)
+        signer.delay = max(terms.pace.signed(now), self._asked_delay)
         self.signatures += 1
         self._write(group, frames.serialize_signature(self.next_number, body), None, 0)
 

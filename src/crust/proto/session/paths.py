@@ -208,6 +208,11 @@ class SessionPaths:
         if path is not None:
             self._probe(path, now)
 
+    def probe_all(self, now: float) -> None:
+        """Ask all of them."""
+        for path in self.by_id.values():
+            self._probe(path, now)
+
     def _probe(self, path: SessionPath, now: float) -> None:
         probed_at = path.probed_at
         if (Timer.DEADLINE, path.id) in self._timers and probed_at is not None and path.last_heard <= probed_at:

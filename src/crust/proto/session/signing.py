@@ -77,11 +77,8 @@ _HEADS: Final = struct.Struct(f"{_HEAD.size}s").iter_unpack
 _SWAP: Final = sys.byteorder == "little"
 
 
-class SigningPace:
-    """How long a node lets units wait for their signature, so that all its connections together make at most 2,000/s.
-
-    Call `signed` for each signature, and give the delay that it returns to the signer.
-    """
+class _Pace:
+    """How long to let units wait so that a limited number of signatures is made, or checked."""
 
     __slots__ = ("_count", "_since", "delay")
 
@@ -90,8 +87,8 @@ class SigningPace:
         self._count = 0
         self._since = 0.0
 
-    def signed(self, now: float) -> float:
-        """Count a signature; the delay for the next one of the same signer."""
+    def counted(self, now: float) -> float:
+        """Count a signature; the delay from now on."""
         self._count += 1
         elapsed = now - self._since
         if elapsed >= _PACE_WINDOW:
@@ -101,6 +98,34 @@ class SigningPace:
             self._count = 0
             self._since = now
         return self.delay
+
+
+class SigningPace:
+    """How long a node lets units wait for their signature, so that all its connections together make at most 2,000/s.
+
+    It checks no more either, as far as its peers do what they are asked: each may be a node of its own, that signs
+    little. Call `signed` for each signature, and give the delay that it returns to the signer; call `verified` for each
+    that was checked, and ask the peer for the delay that it returns.
+    """
+
+    __slots__ = ("_signed", "_verified")
+
+    def __init__(self) -> None:
+        self._signed = _Pace()
+        self._verified = _Pace()
+
+    @property
+    def delay(self) -> float:
+        """How long ours wait at present."""
+        return self._signed.delay
+
+    def signed(self, now: float) -> float:
+        """Count a signature; the delay for the next one of the same signer."""
+        return self._signed.counted(now)
+
+    def verified(self, now: float) -> float:
+        """Count a signature that was checked; the delay that its maker should keep."""
+        return self._verified.counted(now)
 
 
 class _Content:

@@ -12,7 +12,7 @@ INLINE_LIMIT: Final = 16384
 """Fragments and chunks up to this size travel inside the control record: copying them is cheaper than a record."""
 
 PADDING, HELLO, ACK, CREDIT, STREAM_CREDIT, PING, PONG, GONE, PATH_CLOSE = range(9)
-DATAGRAM, PATH_SERVICE, MAX_STREAMS = range(9, 12)
+DATAGRAM, PATH_SERVICE, MAX_STREAMS, SIGNATURE_DELAY = range(9, 13)
 MESSAGES, FRAGMENT, ABORT, STREAM_OPEN, STREAM_DATA = range(0x10, 0x15)
 STREAM_FIN, STREAM_RESET, STREAM_STOP, CLOSE, SEED, SIGNATURE, SERVICE = range(0x15, 0x1C)
 

@@ -38,6 +38,7 @@ from crust.wire.frames.layout import (
     SERVICE,
     SIGNATURE,
     SIGNATURE_BODY,
+    SIGNATURE_DELAY,
     SIZED_BODY,
     STREAM_BODY,
     STREAM_CODE_BODY,
@@ -70,6 +71,7 @@ from crust.wire.frames.record import (
     Seed,
     Service,
     Signature,
+    SignatureDelay,
     StreamCredit,
     StreamData,
     StreamFin,
@@ -152,6 +154,10 @@ def _parse_stream_credit(cursor: _Cursor) -> StreamCredit:
 
 def _parse_max_streams(cursor: _Cursor) -> MaxStreams:
     return MaxStreams(cursor.unpack(ACK_BODY)[1])
+
+
+def _parse_signature_delay(cursor: _Cursor) -> SignatureDelay:
+    return SignatureDelay(cursor.unpack(SIZED_BODY)[1])
 
 
 def _parse_ping(cursor: _Cursor) -> Ping:
@@ -261,6 +267,7 @@ _PARSERS: Final[dict[int, Callable[[_Cursor], Frame | None]]] = {
     CREDIT: _parse_credit,
     STREAM_CREDIT: _parse_stream_credit,
     MAX_STREAMS: _parse_max_streams,
+    SIGNATURE_DELAY: _parse_signature_delay,
     PING: _parse_ping,
     PONG: _parse_pong,
     GONE: _parse_gone,

@@ -24,6 +24,7 @@ __all__ = [
     "Seed",
     "Service",
     "Signature",
+    "SignatureDelay",
     "StreamCredit",
     "StreamData",
     "StreamFin",
@@ -79,6 +80,12 @@ class MaxStreams(msgspec.Struct, frozen=True, gc=False):
     limit: int
 
 
+class SignatureDelay(msgspec.Struct, frozen=True, gc=False):
+    """The sender of this has many signatures to check, and asks for one in so many milliseconds, or less often."""
+
+    milliseconds: int
+
+
 class Ping(msgspec.Struct, frozen=True, gc=False):
     """Asks for a PONG with the same token, and for an ACK."""
 
@@ -92,7 +99,8 @@ class Pong(msgspec.Struct, frozen=True, gc=False):
 
 
 class Gone(msgspec.Struct, frozen=True, gc=False):
-    """The session that a HELLO named does not exist here. Code 0: unknown; 1: it was closed; 2: refused."""
+    """The session does not exist here: unknown or given up (code 0), closed (1), refused (2), or cut off because the
+    receiver of this broke the protocol (3)."""
 
     nonce: bytes
     code: int
@@ -226,6 +234,7 @@ Frame = (
     | Credit
     | StreamCredit
     | MaxStreams
+    | SignatureDelay
     | Ping
     | Pong
     | Gone

@@ -33,6 +33,7 @@ from crust.wire.frames.layout import (
     SERVICE,
     SIGNATURE,
     SIGNATURE_BODY,
+    SIGNATURE_DELAY,
     SIZED_BODY,
     STREAM_BODY,
     STREAM_CODE_BODY,
@@ -67,6 +68,7 @@ __all__ = [
     "serialize_seed",
     "serialize_service",
     "serialize_signature",
+    "serialize_signature_delay",
     "serialize_stream_credit",
     "serialize_stream_data",
     "serialize_stream_fin",
@@ -106,6 +108,11 @@ def serialize_stream_credit(stream: int, limit: int) -> bytes:
 def serialize_max_streams(limit: int) -> bytes:
     """A MAX_STREAMS frame."""
     return ACK_BODY.pack(MAX_STREAMS, limit)
+
+
+def serialize_signature_delay(milliseconds: int) -> bytes:
+    """A SIGNATURE_DELAY frame."""
+    return SIZED_BODY.pack(SIGNATURE_DELAY, milliseconds)
 
 
 def serialize_ping(token: int) -> bytes:

@@ -136,6 +136,68 @@ class TestTiming:
         assert pair.a.session.outbox.signatures == 1
 
 
+class TestPaceOfTheReceiver:
+    """Who has too much to check asks for fewer signatures."""
+
+    def overwork(self, pair: Pair) -> None:
+        """B has many other peers."""
+        terms = pair.b.session.delivery._terms
+        assert terms is not None
+        for _ in range(5):
+            pair.clock.advance(0.3)
+            for _ in range(6000):
+                terms.pace.verified(pair.clock.now)
+
+    def signatures(self, pair: Pair, seconds: float) -> int:
+        """How many A makes while it sends all the time."""
+        before = pair.a.session.outbox.signatures
+        for _ in range(round(seconds * 50)):
+            pair.a.send(b"x")
+            pair.run(0.02)
+        return pair.a.session.outbox.signatures - before
+
+    def test_a_sender_slows_down_and_recovers(self) -> None:
+        pair, _ = joined()
+        assert self.signatures(pair, 2) > 40
+        self.overwork(pair)
+        pair.a.send(b"x")
+        pair.run(0.1)
+        assert self.signatures(pair, 2) < 10
+        assert self.signatures(pair, 20) > 200
+        assert not pair.b.broken
+
+    def test_not_in_strict_mode(self) -> None:
+        pair, _ = joined(strict=(False, True))
+        self.overwork(pair)
+        assert self.signatures(pair, 2) > 40
+
+    def test_it_is_said_again_over_another_path(self) -> None:
+        pair, link = joined()
+        standby = pair.add_path(delay=0.001)
+        pair.run(1)
+        self.overwork(pair)
+        link.lanes[1].lossy = True
+        pair.a.send(b"x")
+        pair.run(0.1)
+        assert self.signatures(pair, 0.4) > 5
+        pair.kill(link)
+        pair.run(0.1)
+        assert pair.b.session.active_path == standby.id
+        pair.a.send(b"x")
+        pair.run(0.1)
+        assert self.signatures(pair, 1) < 10
+
+    def test_nobody_is_asked_for_more_than_a_second(self) -> None:
+        pair, link = joined()
+        pair.a.session.receive_group(link.id, b"\0" + frames.serialize_signature_delay(65_535), [], pair.clock.now)
+        pair.a.send(b"x")
+        pair.run(0.1)
+        start = pair.b.session.delivery.signatures
+        pair.a.send(b"y")
+        pair.run(1.1)
+        assert pair.b.session.delivery.signatures == start + 1
+
+
 class TestStrict:
     def test_holds_until_verified(self) -> None:
         pair, _ = joined(strict=(False, True))
@@ -179,6 +241,22 @@ class TestStrict:
         pair.run(1)
         assert pair.b.read_all() == [b"last words"]
         assert isinstance(pair.b.ended, ConnectionClosed)
+
+    def test_what_is_held_is_bounded(self) -> None:
+        """What is no unit does not count towards the limits of what is unsigned."""
+        pair, link = joined(strict=(False, True))
+        link.lanes[0].lossy = True
+        number = pair.b.session.inbox.expected
+
+        def say(*pieces: bytes) -> None:
+            pair.b.session.receive_group(link.id, b"\0" + b"".join(pieces), [], pair.clock.now)
+
+        say(frames.serialize_messages(number, 4, [b"x"]))
+        stops = [frames.serialize_stream_stop(n, 0, 0) for n in range(number + 1, number + 65_540)]
+        for at in range(0, 65_000, 1000):
+            say(*stops[at : at + 1000])
+        with pytest.raises(RemoteProtocolError, match="65,536 frames wait"):
+            say(*stops[65_000:])
 
     def test_what_is_held_is_lost_with_a_liar(self) -> None:
         pair, _ = joined(strict=(False, True))

@@ -8,8 +8,10 @@ import pytest
 
 from crust.config import Config
 from crust.errors import ConnectionClosed, LocalProtocolError, PeerLost, RemoteProtocolError
-from crust.proto.session.engine import ACK_DELAY, CONTROL_WAITING, DATAGRAM_LIMIT, NO_NONCE, SessionState
+from crust.proto.session.datagram import DATAGRAM_LIMIT
+from crust.proto.session.engine import ACK_DELAY, NO_NONCE, SessionState
 from crust.proto.session.events import DatagramReceived, PathDead, Ponged, ServiceReceived, SessionEnded
+from crust.proto.session.paths import CONTROL_WAITING
 from crust.testing.pair import Link, Pair, Peer
 from crust.types import Priority
 from crust.wire import frames
@@ -491,3 +493,34 @@ def test_an_unknown_path_has_nothing_to_write() -> None:
     pair.a.session.probe(99, 1002.0)
     pair.a.session.close_path(99)
     assert not pair.a.session.confirmed(99)
+
+
+class TestCutOff:
+    def test_the_peer_is_told(self) -> None:
+        """It may be unable to dial, and would wait for its return until `resume_timeout`."""
+        pair, link = joined()
+        pair.add_path()
+        pair.run(1)
+        with pytest.raises(RemoteProtocolError):
+            say(pair.b, link, b"\xee")
+        pair.run(0.1)
+        assert isinstance(pair.b.ended, PeerLost)
+        assert isinstance(pair.a.ended, PeerLost)
+        assert "cut us off" in str(pair.a.ended)
+        assert not pair.a.broken
+        for peer in pair.peers:
+            assert peer.session.next_timeout() is None
+
+    def test_a_path_without_hello_says_it_first(self) -> None:
+        pair = Pair()
+        link = pair.add_path()
+        pair.a.session.attach(77, rank=10, now=1000.0)
+        with pytest.raises(RemoteProtocolError):
+            say(pair.a, link, b"\xee")
+        first = pair.a.session.next_group(77, 1000.0)
+        second = pair.a.session.next_group(77, 1000.0)
+        assert first is not None
+        assert second is not None
+        assert isinstance(frames.parse_frames(*first, start=1)[0], frames.Hello)
+        assert frames.parse_frames(*second, start=1) == [frames.Gone(pair.a.session.nonce, 3)]
+        assert pair.a.session.next_group(77, 1000.0) is None

@@ -352,3 +352,25 @@ def test_retention_and_window_do_not_deadlock_on_resume() -> None:
         got += pair.b.read_all()
         pair.kill(pair.links[-1])
     assert got == sent
+
+
+def test_the_time_to_come_back_starts_anew_when_the_machine_wakes() -> None:
+    pair = Pair(Config(resume_timeout=60))
+    pair.kill(pair.add_path())
+    pair.run(50)
+    pair.a.session.woke(pair.clock.now)
+    pair.run(50)
+    assert pair.a.ended is None
+    assert isinstance(pair.b.ended, PeerLost)
+    pair.run(11)
+    assert isinstance(pair.a.ended, PeerLost)
+
+
+def test_paths_are_asked_when_the_machine_wakes() -> None:
+    pair = Pair()
+    link = pair.add_path()
+    pair.run(5)
+    link.blackhole()
+    pair.a.session.woke(pair.clock.now)
+    pair.run(10.1)
+    assert pair.a.session.path_ids == []
