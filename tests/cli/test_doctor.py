@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from crust.cli import doctor, main
+from crust.cli.options import stun_server
 from crust.net import stun
 from crust.net.interfaces import Gateway, LocalAddress
 from crust.net.portmap import PortMapAttempt, PortMapReport
@@ -38,13 +39,13 @@ PROTOCOL_KEYS = [
     ],
 )
 def test_servers(text: str, server: tuple[str, int]) -> None:
-    assert doctor._server(text) == server
+    assert stun_server(text) == server
 
 
 @pytest.mark.parametrize("text", ["", ":5", "host:0", "host:99999", "host:x"])
 def test_mistyped_servers(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="not HOST:PORT"):
-        doctor._server(text)
+        stun_server(text)
 
 
 def run(tmp_path: Path, *options: str) -> int:

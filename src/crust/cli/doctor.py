@@ -23,30 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-_STUN_PORT = 3478
-
-
-def _server(text: str) -> tuple[str, int]:
-    """HOST, HOST:PORT or [ADDR6]:PORT."""
-    host, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]") or (":" in host and not host.startswith("[")):
-        host, port = text, str(_STUN_PORT)  # a name or an address without a port
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return host, int(port)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `crust doctor` takes."""
-    parser.add_argument(
-        "--stun",
-        action="append",
-        type=_server,
-        default=[],
-        metavar="HOST:PORT",
-        help=f"a STUN server to ask over UDP and TCP (repeatable; port {_STUN_PORT} when left out)",
-    )
     add_node_options(parser)
 
 
@@ -56,12 +35,14 @@ async def run(args: argparse.Namespace, out: Output) -> int:
     Raises:
         CommandError: a STUN server cannot be found.
     """
+    from crust.config import parse_listen
     from crust.crypto.keys import Identity
     from crust.node.doctor import Doctor
 
     config = load_config(args)
     identity = Identity.load_or_create(args.identity) if args.identity else None
-    servers = [address for host, port in args.stun for address in await _resolve(host, port)]
+    named = [parse_listen(entry, "stun_servers") for entry in config.stun_servers]
+    servers = [address for host, port in named for address in await _resolve(host, port)]
     diagnosis = await Doctor(config, identity, stun=servers, progress=out.say).examine()
     out.data(_text(diagnosis), diagnosis.to_dict())
     return 0

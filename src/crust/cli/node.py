@@ -8,7 +8,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from crust.cli.options import accepted_peers, add_from_option, add_node_options, make_node
+from crust.cli.options import accepted_peers, add_from_option, add_node_options, listen_address, make_node
 from crust.cli.output import CommandError, Output, to_json
 from crust.cli.peers import Peers
 from crust.errors import CrustError
@@ -29,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--qr", action="store_true", help="show the contact as a QR code, on standard error")
     parser.add_argument("--events", action="store_true", help="print what happens, one JSON object per line")
     parser.add_argument("--directory", metavar="URL", help="a shared directory, such as redis://HOST/0")
+    parser.add_argument(
+        "--stun-service",
+        action="append",
+        type=listen_address,
+        metavar="ADDR:PORT",
+        help="serve others' STUN clients here, UDP and TCP (repeatable: two addresses at one port tell them the "
+        "behaviour of their NATs)",
+    )
     add_from_option(parser)
     add_node_options(parser)
 

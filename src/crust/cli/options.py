@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crust.cli.output import CommandError
+from crust.types import format_address
 
 if TYPE_CHECKING:
     from crust.config import Config
@@ -20,14 +21,17 @@ __all__ = [
     "add_node_options",
     "config_path",
     "identity_path",
+    "listen_address",
     "load_config",
     "load_identity",
     "make_node",
     "positive_number",
+    "stun_server",
     "timeout",
 ]
 
 DEFAULT_TIMEOUT = 30.0
+_STUN_PORT = 3478
 
 # Option -> field of the configuration that it switches off.
 _SWITCHES = {"relay": "relay", "direct": "direct", "punch": "punch", "port_mapping": "port_mapping", "lan": "lan"}
@@ -44,7 +48,8 @@ def positive_number(text: str) -> float:
     return number
 
 
-def _listen_address(text: str) -> str:
+def listen_address(text: str) -> str:
+    """ADDR:PORT, for argparse."""
     from crust.config import parse_listen
     from crust.errors import ConfigError
 
@@ -53,6 +58,17 @@ def _listen_address(text: str) -> str:
     except ConfigError:
         raise argparse.ArgumentTypeError(f'{text!r} is not "ADDR:PORT" or "[ADDR6]:PORT"') from None
     return text
+
+
+def stun_server(text: str) -> tuple[str, int]:
+    """HOST, HOST:PORT or [ADDR6]:PORT of a STUN server, for argparse."""
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]") or (":" in host and not host.startswith("[")):
+        host, port = text, str(_STUN_PORT)  # a name or an address without a port
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
 
 
 def add_node_options(parser: argparse.ArgumentParser, *, listen_alone: str | None = None) -> None:
@@ -66,7 +82,7 @@ def add_node_options(parser: argparse.ArgumentParser, *, listen_alone: str | Non
     group.add_argument(
         "--listen",
         action="append",
-        type=_listen_address,
+        type=listen_address,
         metavar="ADDR:PORT",
         nargs=None if listen_alone is None else "?",
         help=listen_alone or "listen here (repeatable; default: every interface, a random port)",
@@ -79,7 +95,7 @@ def add_node_options(parser: argparse.ArgumentParser, *, listen_alone: str | Non
     )
     for name, text in (
         ("relay", "never go through a relay"),
-        ("direct", "never use a direct path"),
+        ("direct", "neither tell nor dial the addresses of interfaces"),
         ("punch", "no hole punching"),
         ("port-mapping", "do not ask the router for a port"),
         ("lan", "do not look around in the local network"),
@@ -87,6 +103,13 @@ def add_node_options(parser: argparse.ArgumentParser, *, listen_alone: str | Non
         group.add_argument(f"--no-{name}", action="store_true", help=text)
     group.add_argument(
         "--bootstrap", action="append", metavar="CONTACT", help="a node to stay connected to (repeatable)"
+    )
+    group.add_argument(
+        "--stun",
+        action="append",
+        type=stun_server,
+        metavar="HOST:PORT",
+        help=f"a STUN server to ask for our outside addresses (repeatable; port {_STUN_PORT} when left out)",
     )
     group.add_argument(
         "--timeout",
@@ -177,6 +200,10 @@ def load_config(args: argparse.Namespace, **defaults: Any) -> Config:
         fields["transports"] = list(dict.fromkeys(args.transport))
     if getattr(args, "bootstrap", None):
         fields["bootstrap"] = args.bootstrap
+    if getattr(args, "stun", None):
+        fields["stun_servers"] = [format_address(host, port) for host, port in args.stun]
+    if getattr(args, "stun_service", None):
+        fields["stun_service"] = args.stun_service
     if getattr(args, "directory", None):
         fields["directory"] = args.directory
     for option, field in _SWITCHES.items():

@@ -270,7 +270,9 @@ class Doctor:
         """Connect to the bootstrap nodes over one transport; they say where they see us."""
         protocol = _PROTOCOLS[transport]
         self._progress(f"asking {len(self._config.bootstrap)} bootstrap nodes over {protocol.upper()}")
-        config = msgspec.structs.replace(self._config, transports=[transport], port_mapping=False, lan=False)
+        config = msgspec.structs.replace(
+            self._config, transports=[transport], port_mapping=False, lan=False, stun_servers=[], stun_service=[]
+        )
         reached = set()
         async with Node(self._identity, config) as node:
             await node.bootstrapped(_BOOTSTRAP_SECONDS)
