@@ -91,6 +91,17 @@ async def test_utp_is_measured_over_utp_or_said_to_be_missing(row: str) -> None:
     assert bool(results.missing.get(row)) is (row not in results.figures)
 
 
+async def test_packets_cost_cpu() -> None:
+    """What one datagram costs on either side, where bulk data are datagrams."""
+    results = await measure(tiny(rows=["raw_tcp", "utp_1500"], measures=["bulk"]), no_progress)
+    costs = summary(tiny(), results)["cpu_us_per_packet"]
+    assert costs["raw_udp_gso"] is costs["utp"] is None
+    if "utp_1500" not in results.missing:
+        assert costs["utp_1500"]["send"] > 0.1
+        assert costs["utp_1500"]["receive"] > 0.1
+    assert "raw_tcp" not in costs
+
+
 async def test_what_is_not_asked_for_is_not_measured() -> None:
     told: list[tuple[int | None, str, str]] = []
     results = await measure(tiny(rows=["raw_tcp"], measures=["rtt"]), lambda *step: told.append(step))

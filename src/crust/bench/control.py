@@ -67,6 +67,8 @@ class Results:
         loop: the event loop of the workers.
         idle_connections: how many idle connections were held for the memory figure.
         idle_sides: for each row the KiB of (accepting, dialling) side.
+        packets: for each row of datagrams, and each round, the CPU microseconds of (sending, receiving) side for each
+            datagram that bulk data took.
     """
 
     figures: dict[str, dict[str, list[float]]] = field(default_factory=dict)
@@ -75,6 +77,7 @@ class Results:
     loop: str = ""
     idle_connections: int = 0
     idle_sides: dict[str, tuple[float, float]] = field(default_factory=dict)
+    packets: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def add(self, row: str, figure: str, value: float) -> None:
         """Keep one reading."""
@@ -194,11 +197,14 @@ class _Pair:
     async def bulk(self, plan: Plan, results: Results) -> None:
         before = await self._cpu()
         seconds = await self._run("bulk", "bulk", plan.bulk)
-        cpu = await self._cpu() - before
+        receiving, sending = (after - begun for after, begun in zip(await self._cpu(), before, strict=True))
+        packets = await self._dialler.call("packets")
         if seconds is not None:
             size = plan.bulk * BULK_MESSAGE_BYTES
             results.add(self._row, "bulk_mb_s", size / seconds / 1e6)
-            results.add(self._row, "cpu_s_per_gib", cpu / size * (1 << 30))
+            results.add(self._row, "cpu_s_per_gib", (receiving + sending) / size * (1 << 30))
+        if packets:
+            results.packets.setdefault(self._row, []).append((sending / packets * 1e6, receiving / packets * 1e6))
 
     async def messages(self, plan: Plan, results: Results) -> None:
         seconds = await self._run("messages", "messages", plan.messages)
@@ -236,9 +242,9 @@ class _Pair:
             "hold", seconds=self._seconds, addresses=addresses, count=count, one_identity=one_identity
         )
 
-    async def _cpu(self) -> float:
-        both = [await worker.call("usage") for worker in self._workers]
-        return float(sum(usage["cpu_s"] for usage in both))
+    async def _cpu(self) -> list[float]:
+        """CPU seconds of the accepting and the dialling side."""
+        return [(await worker.call("usage"))["cpu_s"] for worker in self._workers]
 
     async def _serve(self, role: str, count: int, listeners: int = 1) -> list[Any]:
         addresses: list[Any] = await self._acceptor.call(

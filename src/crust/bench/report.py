@@ -52,6 +52,7 @@ class Bar:
         return (">= " if self.at_least else "<= ") + " or ".join(terms)
 
 
+_PACKET_ROWS: Final = ("raw_udp_gso", "utp", "utp_1500")
 _CONNECT_TCP: Final = ((4, "raw_tcp"), (1, "tls"))
 _CONNECT_UTP: Final = ((5, "raw_tcp"), (1, "tls"))
 
@@ -120,6 +121,7 @@ def summary(plan: Plan, results: Results) -> dict[str, Any]:
     return {
         **figures,
         "ratios": _ratios(figures),
+        "cpu_us_per_packet": _packet_costs(results),
         "checks": [
             {"row": c.bar.row, "figure": c.bar.figure, "bar": str(c.bar), "value": c.value, "pass": c.passed}
             for c in check(figures)
@@ -142,6 +144,22 @@ def summary(plan: Plan, results: Results) -> dict[str, Any]:
             "kernel": f"{platform.system()} {platform.release()}",
         },
     }
+
+
+def _packet_costs(results: Results) -> dict[str, dict[str, float] | None]:
+    """For each row of datagrams the CPU microseconds that a datagram of bulk data takes on either side."""
+    costs: dict[str, dict[str, float] | None] = {}
+    for row in _PACKET_ROWS:
+        sides = list(zip(*results.packets.get(row, ()), strict=True))
+        costs[row] = (
+            {
+                side: round(statistics.median(readings), 2)
+                for side, readings in zip(("send", "receive"), sides, strict=True)
+            }
+            if sides
+            else None
+        )
+    return costs
 
 
 def _ratios(figures: Figures) -> dict[str, dict[str, dict[str, float]]]:

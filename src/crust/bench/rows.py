@@ -38,10 +38,16 @@ class Link(Protocol):
 
 
 class Row(ABC):
-    """One way to carry bytes between two processes. The same class serves in both workers."""
+    """One way to carry bytes between two processes. The same class serves in both workers.
+
+    Attributes:
+        held: what `hold` opened.
+        packets: datagrams that the last `bulk` sent; None on rows that are no datagrams.
+    """
 
     def __init__(self) -> None:
         self.held: list[object] = []
+        self.packets: int | None = None
 
     @abstractmethod
     async def serve(self, role: Role, *, count: int, listeners: int) -> list[Any]:

@@ -71,11 +71,13 @@ class UdpRow(Row):
             raise UnsupportedError(f"no UDP_SEGMENT: {error.strerror}") from error
         data = bytes(_DATAGRAM_BYTES * _DATAGRAMS_PER_CALL)
         done = asyncio.ensure_future(link.receive())
+        self.packets = 0
         start = time.perf_counter()
         while not done.done():
             with contextlib.suppress(BlockingIOError):
                 for _ in range(_CALLS_PER_TURN):
                     link.socket.send(data)
+                    self.packets += _DATAGRAMS_PER_CALL
             await asyncio.sleep(0)
         elapsed = time.perf_counter() - start
         await link.close()

@@ -48,6 +48,8 @@ class _Worker:
     async def do(self, what: str, arguments: dict[str, Any]) -> Any:
         if what == "usage":
             return usage()
+        if what == "packets":
+            return None if self._row is None else self._row.packets
         if what == "limit":
             return raise_file_limit()
         if what == "row":

@@ -458,6 +458,7 @@ class UdpFront:
         if out.ttl is not None:
             sock.send_low(out.data, address, out.ttl)
             return True
+        self._core.stats["udp.datagrams_sent"] += -(-len(out.data) // out.size)
         outcome = sock.send(out.data, out.size, address)
         if outcome is SendOutcome.BLOCKED:
             self._held = out
