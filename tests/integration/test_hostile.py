@@ -270,6 +270,33 @@ class TestSession:
             for one in (peer, again):
                 one.close()
 
+    async def test_paths_without_end(self) -> None:
+        """The larger PeerId is to close surplus paths; one that does not holds a bounded number."""
+        async with under_attack(max_half_open=200) as bob:
+            identity = crust.Identity.generate()
+            while identity.id < bob.id:
+                identity = crust.Identity.generate()
+            peer = await RawPeer(bob.id, port_of(bob), identity=identity).open()
+            await soon(peer.join())
+            theirs = await soon(anext(bob))
+            before = open_descriptors()
+            others = []
+            for _ in range(40):
+                other = RawPeer(bob.id, port_of(bob), identity=identity)
+                other.nonce = peer.nonce
+                others.append(await other.open())
+                await soon(other.shake())
+                other.say(other.hello(your_nonce=peer.their_nonce))
+                await soon(other.listen())
+            await eventually(lambda: open_descriptors() - before <= 40 + 16)
+            assert theirs.stats["paths"] <= 16
+            # The one that carries data stays, and so does the newest.
+            others[-1].say(frames.serialize_messages(0, 4, [b"newest"]))
+            assert (await soon(theirs.receive())).data == b"newest"
+            theirs.abort()
+            for each in (peer, *others):
+                each.close()
+
     async def test_a_flood_of_pings_that_reads_nothing(self) -> None:
         async with under_attack() as bob:
             peer = await RawPeer(bob.id, port_of(bob)).open()

@@ -40,6 +40,7 @@ WRITE_AT_ONCE: Final = 256 * 1024
 """Queued bytes that are worth a write before the end of the loop's turn."""
 
 _PATHS_KEPT: Final = 64
+_MOST_PATHS: Final = 16
 
 _SLEEP_LEAST: Final = 1.0
 """Seconds of sleep that count: the two clocks are not read at the same moment."""
@@ -224,8 +225,16 @@ class SessionDriver(ABC):
         self._history.append(path.info)
         del self._history[:-_PATHS_KEPT]
         self.session.attach(path.id, rank=rank, now=now, rtt=rtt)
+        if len(self._paths) > _MOST_PATHS:
+            self._drop_worst(path.id, now)
         self._note_path("up")
         self._owner.path_up(self._front, path.id)
+
+    def _drop_worst(self, newest: int, now: float) -> None:
+        """A peer whose task it is to close surplus paths may leave that undone; each takes a descriptor."""
+        kept = (newest, self.session.active_path)
+        worst = max((path_id for path_id in self._paths if path_id not in kept), key=self.session.path_rank)
+        self._drop_path(worst, "surplus", now)
 
     def path_received(self, path: AnyPath, groups: list[tuple[bytes, list[bytes]]], now: float) -> None:
         """Groups that came over a path."""

@@ -7,6 +7,7 @@ as large as the sender's retention. Credit is given back when the application ta
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import MutableSequence
 from typing import Any, Final
 
 from crust.errors import RemoteProtocolError
@@ -14,9 +15,11 @@ from crust.proto.session.outbox import FRAME_COST, INITIAL_CREDIT, MESSAGE_COST,
 from crust.types import Priority
 from crust.wire import frames
 
-__all__ = ["Inbox"]
+__all__ = ["Inbox", "append_joined"]
 
 _REORDER_FRAMES: Final = 65536
+_SMALL: Final = 512
+_JOINED: Final = 4096
 _PRIORITY_NAMES: Final = tuple(Priority)
 
 
@@ -40,6 +43,23 @@ class _Assembly:
         self.total = total
         self.size = 0
         self.pieces: list[bytes] = []
+
+
+def _charge_of(frame: frames.NumberedFrame) -> tuple[int, int]:
+    """Priority and credit of what a frame brings, the least that it can be; credit 0 for none."""
+    if isinstance(frame, frames.Messages):
+        return frame.priority, sum(map(len, frame.data)) + MESSAGE_COST * len(frame.data)
+    if isinstance(frame, frames.Fragment):
+        return frame.priority, len(frame.data)
+    return 0, 0
+
+
+def append_joined(pieces: MutableSequence[bytes], data: bytes) -> None:
+    """Keep bytes that follow others; small ones are joined, as each object costs some 50 bytes beyond its data."""
+    if len(data) < _SMALL and pieces and len(pieces[-1]) < _JOINED:
+        pieces[-1] += data
+    else:
+        pieces.append(data)
 
 
 def _size(frame: frames.NumberedFrame) -> int:
@@ -66,6 +86,7 @@ class Inbox:
         "_consumed",
         "_early",
         "_early_bytes",
+        "_early_charges",
         "_granted",
         "_max_message_bytes",
         "_ready",
@@ -84,6 +105,7 @@ class Inbox:
         self._retention_bytes = retention_bytes
         self._early: dict[int, tuple[frames.NumberedFrame, int]] = {}
         self._early_bytes = 0
+        self._early_charges = [0] * PRIORITIES
         self._ready: list[deque[_Batch] | None] = [None] * PRIORITIES
         self._bits = 0  # bit p: priority p has something ready
         self._assemblies: list[_Assembly | None] = [None] * PRIORITIES
@@ -101,7 +123,7 @@ class Inbox:
         """Take a frame from any path; returns those that are now in order.
 
         Raises:
-            RemoteProtocolError: it lies further ahead than the sender may have outstanding.
+            RemoteProtocolError: it lies further ahead than the sender may have outstanding, or is over its credit.
         """
         number = frame.number
         if number == self.expected:
@@ -111,6 +133,8 @@ class Inbox:
             ordered: list[frames.NumberedFrame] = [frame]
             while (early := self._early.pop(self.expected, None)) is not None:
                 self._early_bytes -= early[1]
+                early_priority, charge = _charge_of(early[0])
+                self._early_charges[early_priority] -= charge
                 ordered.append(early[0])
                 self.expected += 1
             return ordered
@@ -122,6 +146,12 @@ class Inbox:
                 or len(self._early) >= _REORDER_FRAMES
             ):
                 raise RemoteProtocolError("frames lie further ahead than the reorder buffer")
+            # Many small messages hold more memory than bytes: what bounds them in order bounds them here.
+            priority, charge = _charge_of(frame)
+            early_charge = self._early_charges[priority] + charge
+            if self._received[priority] + early_charge > self._granted[priority]:
+                raise RemoteProtocolError("sent more than its credit")
+            self._early_charges[priority] = early_charge
             self._early[number] = (frame, cost)
             self._early_bytes += cost
         return []
@@ -157,7 +187,7 @@ class Inbox:
         assembly.size += len(frame.data)
         if assembly.total != frame.total or assembly.size > frame.total:
             raise RemoteProtocolError("a fragment does not fit its message")
-        assembly.pieces.append(frame.data)
+        append_joined(assembly.pieces, frame.data)
         if assembly.size < frame.total:
             return None
         self._assemblies[priority] = None

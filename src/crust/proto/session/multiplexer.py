@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crust.errors import LocalProtocolError, RemoteProtocolError
+from crust.proto.session.inbox import append_joined
 from crust.proto.session.outbox import GroupBuilder, Outbox
 from crust.proto.session.streams import Half, HalfInput, StreamState, StreamTable
 from crust.wire import frames
@@ -157,7 +158,7 @@ class StreamMultiplexer:
         if stream.receiving is Half.STOPPED:
             self.consume(stream, len(frame.data))
             return
-        stream.chunks.append(frame.data)
+        append_joined(stream.chunks, frame.data)
         stream.ready_bytes += len(frame.data)
         self.readable[stream] = None
 

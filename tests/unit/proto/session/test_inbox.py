@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+
 import pytest
 
 from crust.config import Config
@@ -123,3 +126,58 @@ class TestOrder:
         inbox = Inbox(WINDOW, 1 << 20, 512 * KIB)
         with pytest.raises(RemoteProtocolError, match="reorder buffer"):
             inbox.accept(frame)
+
+
+class TestEarly:
+    """Frames ahead of a gap, which a hostile peer never fills."""
+
+    @staticmethod
+    def fill(inbox: Inbox, make: Callable[[int], frames.NumberedFrame]) -> None:
+        def all_of_them() -> None:
+            for number in range(1, 1000):
+                assert inbox.accept(make(number)) == []
+
+        with pytest.raises(RemoteProtocolError, match="credit"):
+            all_of_them()
+
+    def test_empty_messages_are_bounded_by_credit(self) -> None:
+        """Each frame of 64 KiB may hold 32,000 of them, which are no bytes at all, and so cost nothing to keep."""
+        inbox = Inbox(WINDOW, MIB, 64 * MIB)
+        self.fill(inbox, lambda number: frames.Messages(number, 4, [b""] * 1000))
+        held = sum(len(frame.data) for frame, _ in inbox._early.values() if isinstance(frame, frames.Messages))
+        assert held * 64 <= WINDOW
+
+    def test_fragments_are_bounded_by_credit(self) -> None:
+        inbox = Inbox(WINDOW, MIB, 64 * MIB)
+        self.fill(inbox, lambda number: frames.Fragment(number, 4, 60 * KIB, bytes(60 * KIB)))
+        assert len(inbox._early) <= WINDOW // (60 * KIB)
+
+    def test_what_comes_into_order_is_charged_once(self) -> None:
+        inbox = Inbox(WINDOW, MIB, 64 * MIB)
+        for _ in range(3):
+            start = inbox.expected
+            for number in range(start + 50, start, -1):
+                assert inbox.accept(frames.Messages(number, 2, [bytes(1000)])) == []
+            ordered = inbox.accept(frames.Messages(start, 2, [bytes(1000)]))
+            assert [frame.number for frame in ordered] == list(range(start, start + 51))
+            for frame in ordered:
+                assert isinstance(frame, frames.Messages)
+                inbox.add_messages(frame.priority, frame.data, None)
+            while inbox.next_message() is not None:
+                pass
+        assert inbox._early_charges == [0] * 8
+
+
+def test_a_message_in_fragments_of_two_bytes_takes_hardly_more_memory_than_its_own() -> None:
+    inbox = Inbox(4 * MIB, MIB, 64 * MIB)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(MIB // 2 - 1):
+            data = bytes((number & 255, 1))
+            assert inbox.add_fragment(frames.Fragment(number, 4, MIB, data)) is None
+        assert tracemalloc.get_traced_memory()[0] - before < 1.5 * MIB
+    finally:
+        tracemalloc.stop()
+    whole = inbox.add_fragment(frames.Fragment(1, 4, MIB, b"\xff\1"))
+    assert whole == bytes(at for number in range(MIB // 2) for at in (number & 255, 1))

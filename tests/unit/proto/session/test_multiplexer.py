@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from crust.errors import LocalProtocolError, RemoteProtocolError
@@ -162,3 +164,19 @@ def test_a_half_that_is_over_cannot_be_changed() -> None:
     state.change_sending(HalfInput.RESET)
     with pytest.raises(LocalProtocolError, match="reset already"):
         state.change_sending(HalfInput.FIN)
+
+
+def test_chunks_of_two_bytes_take_hardly_more_memory_than_their_own() -> None:
+    streams = make(window=1 << 20)
+    opened(streams)
+    [state] = streams.opened
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(1 << 19):
+            streams.received(frames.StreamData(number, 1, bytes((number & 255, 1))))
+        assert tracemalloc.get_traced_memory()[0] - before < 1.5 * (1 << 20)
+    finally:
+        tracemalloc.stop()
+    assert b"".join(state.chunks) == bytes(at for number in range(1 << 19) for at in (number & 255, 1))
+    assert state.ready_bytes == 1 << 20
