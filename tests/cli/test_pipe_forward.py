@@ -84,6 +84,32 @@ def test_the_reader_is_gone(crust: Crust) -> None:
         dialling.process.stdin.close()
 
 
+@pytest.mark.parametrize("listener_breaks_off", [False, True])
+def test_what_is_broken_off_does_not_look_complete(crust: Crust, listener_breaks_off: bool) -> None:
+    """Also the side whose input goes on for ever hears of it."""
+    running, contact = listen(crust, stdin=subprocess.PIPE)
+    dialling = crust.start("pipe", contact, "--no-lan", stdin=subprocess.PIPE)
+    assert dialling.process.stdin is not None
+    dialling.process.stdin.write("half\n")
+    dialling.process.stdin.flush()
+    assert running.line() == "half"
+    interrupted, other = (running, dialling) if listener_breaks_off else (dialling, running)
+    assert interrupted.signal() == 130
+    assert other.end() == 5
+    assert "the peer has broken off" in other.errors
+
+
+def test_an_input_without_end_does_not_hold_who_has_lost_the_peer(crust: Crust) -> None:
+    running, contact = listen(crust, stdin=subprocess.PIPE)
+    dialling = crust.start("pipe", contact, "--no-lan", stdin=subprocess.PIPE)
+    assert dialling.process.stdin is not None
+    dialling.process.stdin.write("all\n")
+    dialling.process.stdin.close()  # its direction has ended in good order, ours has not
+    assert running.line() == "all"
+    assert dialling.signal() == 130
+    assert running.end() == 5
+
+
 def test_a_pipe_to_what_is_none(crust: Crust) -> None:
     node = crust.start("node", "--listen", "127.0.0.1:0", *HOST, user="node")
     done = crust.run("pipe", node.line(), "--no-lan", input="x")

@@ -3,7 +3,8 @@
   crust pipe --listen     waits for a peer; prints the contact on standard error, as standard output carries the data
   crust pipe TARGET       dials it
 
-Each side ends when the input of both has ended; a terminal's input counts as ended when the peer's has.
+Each side ends when the input of both has ended; a terminal's input counts as ended when the peer's has. What the peer
+breaks off never looks like its end.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from crust.cli.options import accepted_peers, add_from_option, add_node_options,
 from crust.cli.output import CommandError, Output, OutputClosed
 from crust.cli.peers import Peers
 from crust.cli.stdio import StdoutWriter, stdin_chunks
-from crust.errors import CrustError, RefusedError, StreamResetError
+from crust.errors import ConnectionClosed, CrustError, RefusedError, StreamResetError
 from crust.node.transfer.endpoint import end_tasks
 from crust.node.transfer.worker import ThreadSource
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _STREAM = "crust/pipe"
 _WINDOW_BYTES = 16 << 20
 _CHUNK_BYTES = 256 << 10
+_BREAK_SECONDS = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +62,10 @@ async def run(args: argparse.Namespace, out: Output) -> int:
         else:
             out.say("Nothing is signed: both sides have switched signing off")
         try:
-            await _join(stream)
-        finally:
-            with contextlib.suppress(CrustError):
-                await stream.close()
+            await _join(connection, stream)
+        except BaseException:
+            stream.reset()  # an end would tell the peer that it has everything
+            raise
         await connection.close()
     return 0
 
@@ -99,23 +101,33 @@ class _Waiting:
                 stream.reset()
 
 
-async def _join(stream: Stream) -> None:
+async def _join(connection: Connection, stream: Stream) -> None:
     """Copy both ways until both inputs have ended."""
     source = stdin_chunks()
     sending = asyncio.ensure_future(_send(source, stream))
     receiving = asyncio.ensure_future(_receive(stream))
+    ended = asyncio.ensure_future(connection.wait_ended())
     try:
         await asyncio.wait((sending, receiving), return_when=asyncio.FIRST_COMPLETED)
         if sending.done():
             await sending
         await receiving
         if sending.done() or not _stdin_is_terminal():
+            await asyncio.wait((sending, ended), return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                raise ended.result()
             await sending
+        with contextlib.suppress(CrustError):
+            await stream.close()
     except StreamResetError as error:
-        raise RefusedError("the peer does not wait for a pipe, or its reader is gone") from error
+        # Who breaks off closes the connection as well; who does not know pipes only refuses the stream.
+        await asyncio.wait((ended,), timeout=_BREAK_SECONDS)
+        if ended.done():
+            raise ConnectionClosed("the peer has broken off, or its reader is gone") from error
+        raise RefusedError("the peer does not wait for a pipe") from error
     finally:
         source.stop()
-        await end_tasks(sending, receiving)
+        await end_tasks(sending, receiving, ended)
 
 
 def _stdin_is_terminal() -> bool:
