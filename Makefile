@@ -14,7 +14,7 @@ SYSTEM_PACKAGES := python3-venv iproute2 nftables miniupnpd coturn redis-server
 .PHONY: help demo lab bench test coverage lint fmt types reference docs docs-serve fuzz build system-deps clean distclean
 
 help:
-	@echo "make demo    two nodes on this machine: connect, send a folder, compare hashes (crust demo)"
+	@echo "make demo    two nodes behind two NATs on this machine: connect, send a folder, compare hashes (crust demo)"
 	@echo "make test    the test suite"
 	@echo "make bench   throughput, latency and memory beside raw sockets and TLS (crust bench)"
 	@echo "make lab     every pair of NATs on this machine (crust lab)"

@@ -8,13 +8,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 import crust
-from crust.cli import demo, demo_proof
+from crust.cli import demo_folder, demo_proof, main
 from crust.cli.output import CommandError
+from crust.testing.natlab import Lab, LabUnavailable
 
 CRUST = [sys.executable, "-c", "import sys; from crust.cli import main; sys.exit(main())"]
 
@@ -37,9 +39,42 @@ def children(pid: int) -> list[int]:
     ]
 
 
-def test_one_json_object_tells_that_all_went_well(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*CRUST, "demo", "--json"], capture_output=True, text=True, timeout=55, env=environment(tmp_path)
+TITLES = [
+    "1  Two keys",
+    "2  Ada dials Ben",
+    "3  Each transport by itself",
+    "4  A folder",
+    "5  Urgent messages overtake",
+    "6  Proof",
+]
+
+
+async def has_lab() -> bool:
+    try:
+        async with Lab():
+            return True
+    except LabUnavailable:
+        return False
+
+
+async def skip_without(stage: list[str]) -> None:
+    if not stage and not await has_lab():
+        pytest.skip("no lab on this machine")
+
+
+STAGES = pytest.mark.parametrize("stage", [["--loopback"], []], ids=["loopback", "lab"])
+
+
+@STAGES
+async def test_one_json_object_tells_that_all_went_well(tmp_path: Path, stage: list[str]) -> None:
+    await skip_without(stage)
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [*CRUST, "demo", "--json", *stage],
+        capture_output=True,
+        text=True,
+        timeout=55,
+        env=environment(tmp_path),
     )
     assert done.returncode == 0, done.stderr
     [line] = done.stdout.splitlines()
@@ -50,22 +85,41 @@ def test_one_json_object_tells_that_all_went_well(tmp_path: Path) -> None:
     assert record["mb_s"] > 0
     assert 0 < record["connect_ms"] < 5000
     assert 0 < record["overtook_ms"] < 5000
-    assert record["path"]["kind"] == "direct"
     assert record["path"]["transport"] in ("tcp", "utp")
-    assert record["path"]["remote"].startswith("127.0.0.1:")
+    for name in ("tcp", "utp"):
+        assert record["transports"][name]["path"]["transport"] == name
+        assert 0 < record["transports"][name]["connect_ms"] < 5000
+        assert record["transports"][name]["mb_s"] > 0
     assert crust.PeerId.parse(record["receipt_signer"])
     assert record["tampered_refused"] is True
+    if stage:
+        assert (record["natted"], record["skipped"], record["path"]["kind"]) == (False, "--loopback", "direct")
+        assert record["path"]["remote"].startswith("127.0.0.1:")
+        assert "there is no NAT to get through: --loopback" in done.stderr
+    else:
+        assert (record["natted"], record["skipped"]) == (True, None)
+        assert record["path"]["kind"] in ("punched", "direct")
+        assert record["path"]["local"].startswith("192.168.1.2:")
+        assert record["path"]["remote"].startswith("11.0.2.1:")
+        assert "server-reflexive" in done.stderr
     assert list(tmp_path.iterdir()) == []
     assert "The copy is identical." in done.stderr
     assert f"Ada is {record['receipt_signer']}" in done.stderr
 
 
-def test_story_for_people(tmp_path: Path) -> None:
-    done = subprocess.run([*CRUST, "demo"], capture_output=True, text=True, timeout=55, env=environment(tmp_path))
+async def test_story_for_people(tmp_path: Path) -> None:
+    stage: list[str] = [] if await has_lab() else ["--loopback"]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [*CRUST, "demo", *stage],
+        capture_output=True,
+        text=True,
+        timeout=55,
+        env=environment(tmp_path),
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    titles = [line for line in done.stdout.splitlines() if line[:1].isdigit()]
-    assert titles == ["1  Two keys", "2  Ada dials Ben", "3  A folder", "4  Urgent messages overtake", "5  Proof"]
+    assert [line for line in done.stdout.splitlines() if line[:1].isdigit()] == TITLES
     assert "The copy is identical." in done.stdout
     assert "signed by Ada" in done.stdout
     for what in ("an altered message", "an altered receipt", "another's signature"):
@@ -74,14 +128,35 @@ def test_story_for_people(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout
 
 
+async def test_without_namespaces_it_goes_on_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def without_lab(_lab: Lab) -> None:
+        raise LabUnavailable("user namespaces are forbidden here")
+
+    monkeypatch.setattr(Lab, "__aenter__", without_lab)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert await asyncio.to_thread(main, ["demo", "--json"]) == 0
+    said = capsys.readouterr()
+    record = json.loads(said.out)
+    assert (record["natted"], record["skipped"]) == (False, "user namespaces are forbidden here")
+    assert record["hashes_equal"]
+    assert "there is no NAT to get through: user namespaces are forbidden here." in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize(
-    "moment", ["1  Two keys", "2  Ada dials Ben", "3  A folder", "4  Urgent messages overtake", "5  Proof"]
+    ("moment", "stage"),
+    [(moment, ["--loopback"]) for moment in TITLES[1::2]] + [(moment, []) for moment in TITLES[::2]],
 )
-async def test_interrupt_leaves_nothing_behind(tmp_path: Path, moment: str) -> None:
+async def test_interrupt_leaves_nothing_behind(tmp_path: Path, moment: str, stage: list[str]) -> None:
+    await skip_without(stage)
     process = await asyncio.create_subprocess_exec(
         *CRUST,
         "demo",
+        *stage,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**environment(tmp_path), "PYTHONUNBUFFERED": "1"},
@@ -134,19 +209,19 @@ def test_library_is_sent_without_what_was_installed(monkeypatch: pytest.MonkeyPa
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes(size))
     (tmp_path / "link.py").symlink_to(tmp_path / "os.py")
-    monkeypatch.setattr(demo.sysconfig, "get_path", lambda _name: str(tmp_path))
-    assert demo._standard_library(1000) == ([tmp_path / "json", tmp_path / "os.py", tmp_path / "test"], 4, 105)
-    assert demo._standard_library(40) == ([tmp_path / "json", tmp_path / "os.py"], 3, 35)
+    monkeypatch.setattr(demo_folder.sysconfig, "get_path", lambda _name: str(tmp_path))
+    assert demo_folder.standard_library(1000) == ([tmp_path / "json", tmp_path / "os.py", tmp_path / "test"], 4, 105)
+    assert demo_folder.standard_library(40) == ([tmp_path / "json", tmp_path / "os.py"], 3, 35)
     with pytest.raises(CommandError, match="nothing to send"):
-        demo._standard_library(5)
+        demo_folder.standard_library(5)
 
 
 def test_library_in_a_zip_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     archive = tmp_path / "python311.zip"
     archive.write_bytes(b"PK")
-    monkeypatch.setattr(demo.sysconfig, "get_path", lambda _name: str(archive))
+    monkeypatch.setattr(demo_folder.sysconfig, "get_path", lambda _name: str(archive))
     with pytest.raises(CommandError, match="no folder"):
-        demo._standard_library(1000)
+        demo_folder.standard_library(1000)
 
 
 def test_tree_hash_sees_names_contents_and_places(tmp_path: Path) -> None:
@@ -160,7 +235,7 @@ def test_tree_hash_sees_names_contents_and_places(tmp_path: Path) -> None:
     reference = tree("a", {"x/1": b"one", "x/y/2": b"two", "3": b"three"})
     same = tree("b", {"3": b"three", "x/y/2": b"two", "x/1": b"one"})
     (same / "x" / "link").symlink_to("1")
-    assert demo._tree_hash(reference, ["x", "3"]) == demo._tree_hash(same, ["3", "x"])
+    assert demo_folder.tree_hash(reference, ["x", "3"]) == demo_folder.tree_hash(same, ["3", "x"])
     for files in (
         {"x/1": b"one", "x/y/2": b"two", "3": b"thr33"},
         {"x/1": b"one", "x/z/2": b"two", "3": b"three"},
@@ -168,4 +243,4 @@ def test_tree_hash_sees_names_contents_and_places(tmp_path: Path) -> None:
         {"x/1": b"one", "x/y/2": b"two", "x/3": b"three", "3": b"three"},
     ):
         other = tree(f"c{len(list(tmp_path.iterdir()))}", files)
-        assert demo._tree_hash(reference, ["x", "3"]) != demo._tree_hash(other, ["x", "3"])
+        assert demo_folder.tree_hash(reference, ["x", "3"]) != demo_folder.tree_hash(other, ["x", "3"])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-__all__ = ["UnsupportedError", "Worker", "WorkerError", "loop_name", "run", "serve"]
+__all__ = ["UnsupportedError", "Worker", "WorkerError", "ask", "loop_name", "run", "serve"]
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -72,29 +72,36 @@ class Worker:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
-            async with asyncio.timeout(seconds):
-                self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-                await self._process.stdin.drain()
-                line = await self._process.stdout.readline()
-        except TimeoutError:
-            raise WorkerError(f"{do}: not done within {seconds:.0f} s") from None
-        except ConnectionError as error:
-            raise WorkerError(f"{do}: {error}") from error
-        if not line:
-            raise WorkerError(f"{do}: the process ended")
-        answer = json.loads(line)
-        if "unsupported" in answer:
-            raise UnsupportedError(answer["unsupported"])
-        if "error" in answer:
-            raise WorkerError(f"{do}: {answer['error']}")
-        return answer["ok"]
+        return await ask(self._process.stdout, self._process.stdin, do, seconds, arguments)
 
     async def stop(self) -> None:
         """End the process at once."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
+
+
+async def ask(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, do: str, seconds: float, arguments: dict[str, Any]
+) -> Any:
+    """Have a worker at the other end of pipes do something; see `Worker.call`."""
+    try:
+        async with asyncio.timeout(seconds):
+            writer.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+            await writer.drain()
+            line = await reader.readline()
+    except TimeoutError:
+        raise WorkerError(f"{do}: not done within {seconds:.0f} s") from None
+    except ConnectionError as error:
+        raise WorkerError(f"{do}: {error}") from error
+    if not line:
+        raise WorkerError(f"{do}: the process ended")
+    answer = json.loads(line)
+    if "unsupported" in answer:
+        raise UnsupportedError(answer["unsupported"])
+    if "error" in answer:
+        raise WorkerError(f"{do}: {answer['error']}")
+    return answer["ok"]
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
