@@ -306,9 +306,7 @@ class TestRace:
                         kinds.append(type(await anext(events)).__name__)
                 except TimeoutError:
                     break
-            assert kinds[0] == "PeerConnected"
-            assert set(kinds[1:]) <= {"PathChanged"}
-            assert len(kinds) <= 2
+            assert kinds == ["PeerConnected"]  # which of them came first is nobody's concern
 
     async def test_tcp_dies_and_the_standby_takes_over(self) -> None:
         async with node(**BOTH) as alice, node(**BOTH) as bob, Proxy() as proxy:

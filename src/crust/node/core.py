@@ -46,6 +46,10 @@ _SIGNING = {"off": Signing.OFF, "on": Signing.ON, "strict": Signing.STRICT}
 _RANKS = {"direct": 10, "mapped": 11, "punched": 12, "relayed": 50}
 
 
+# Why the active path changes while the transports of one dial come up, and for how long they do.
+_SETTLING = frozenset({"up", "answered", "surplus"})
+_SETTLING_SECONDS: Final = 5.0
+
 # µTP is raced, never preferred: where both work, TCP carries bulk at less cost.
 _UTP_RANK: Final = 10
 
@@ -106,6 +110,7 @@ class Core:
         self.services: Services | None = None
         self.closing = False
         self._path_ids = itertools.count(1)
+        self._shown: dict[Connection, tuple[Path | None, float]] = {}
 
     # --- connections and paths -----------------------------------------------------------------------------------
 
@@ -188,8 +193,22 @@ class Core:
             self.redial(connection)
 
     def path_changed(self, connection: Connection, path: Path | None, reason: str) -> None:
-        """Tell readers when a connection changes its path; the first path is told by `PeerConnected`."""
-        if len(connection.paths) > 1 or path is None:
+        """Tell readers when a connection changes its path; the first path is told by `PeerConnected`.
+
+        The transports of one dial come up one after the other, and each side settles on the better (PROTOCOL 12). That
+        is how the dial ends, no change: nothing was lost, and none of it tells more than which came first.
+        """
+        now = monotonic()
+        before, since = self._shown.get(connection, (None, now))
+        same_dial = (
+            before is not None
+            and path is not None
+            and reason in _SETTLING
+            and now - since < _SETTLING_SECONDS
+            and (before.kind == "relayed") == (path.kind == "relayed")
+        )
+        self._shown[connection] = path, since if same_dial else now
+        if not same_dial and (len(connection.paths) > 1 or path is None):
             self.emit(PathChanged(connection.peer, path, reason))
 
     def path_answered(self, connection: Connection) -> None:
@@ -220,6 +239,7 @@ class Core:
 
     def connection_ended(self, connection: Connection, error: CrustError) -> None:
         """Forget a session, leaving its tombstone for twice `resume_timeout` (PROTOCOL 15)."""
+        self._shown.pop(connection, None)
         closed = isinstance(error, ConnectionClosed)
         until = monotonic() + 2 * self.config.resume_timeout
         self.registry.remove(connection.peer, connection, closed=closed, until=until)
