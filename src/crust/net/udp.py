@@ -44,6 +44,7 @@ _RECEIVES_PER_TURN: Final = 64
 
 _APART: Final = 50e-6
 _ERRORS_PER_TURN: Final = 64
+_SENT_AGAIN: Final = 3
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4) if hasattr(socket, "CMSG_SPACE") else 0
 _ERROR_BYTES: Final = 256
 _DEFAULT_MTU: Final = 1500
@@ -299,8 +300,23 @@ class UdpSocket:
             self._wait_writable(sock)
             return SendOutcome.BLOCKED
         except OSError as error:
+            if self._watching and error.errno in _EARLIER and len(data) <= size:
+                return self._send_again(sock, data, address)
             return self._failed(error, data, size, address)
         return SendOutcome.SENT
+
+    @staticmethod
+    def _send_again(sock: socket.socket, data: bytes | memoryview, address: tuple[Any, ...]) -> SendOutcome:
+        """What the kernel has to tell of an earlier datagram comes as the outcome of this one, which was not sent."""
+        for _ in range(_SENT_AGAIN):
+            try:
+                sock.sendto(data, address)
+            except OSError as error:
+                if error.errno not in _EARLIER:
+                    return SendOutcome.FAILED
+            else:
+                return SendOutcome.SENT
+        return SendOutcome.FAILED
 
     def send_low(self, data: bytes | memoryview, address: tuple[Any, ...], ttl: int) -> None:
         """Send one datagram that only has to get out of our own network; where that cannot be said, do not send it."""
@@ -315,7 +331,7 @@ class UdpSocket:
             usual = sock.getsockopt(level, option)
             sock.setsockopt(level, option, ttl)
             try:
-                sock.sendto(data, address)
+                self._send_again(sock, data, address)
             finally:
                 sock.setsockopt(level, option, usual)
 
@@ -353,6 +369,7 @@ class UdpSocket:
             self._consumer.udp_writable(self.number)
 
 
+_EARLIER: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
 _NO_SEGMENTATION: Final = (errno.EINVAL, errno.EIO, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 
 

@@ -32,6 +32,7 @@ from crust.proto.nat.behaviour import Filtering
 from crust.proto.nat.budget import DestinationBudget
 from crust.proto.nat.candidates import LocalView, RemoteCandidate, screen
 from crust.proto.nat.limits import TraversalLimits
+from crust.proto.nat.strategy import Plan
 from crust.proto.nat.terms import Terms
 from crust.proto.noise.handshake import FailureReason, HandshakeFailed
 from crust.types import Attempt, Candidate, Report, Transport, format_address
@@ -48,6 +49,8 @@ _SILENT_UTP: Final = 2.0
 _AT_ONCE: Final = 4
 # Where no rendezvous knows the peer, this is known within 5 s, whatever other addresses do.
 _UNKNOWN_PEER: Final = 4.5
+# Where two NATs let nothing through, this is said within 2 s.
+_HOPELESS: Final = 1.5
 
 _OUTCOMES: Final = {
     FailureReason.NETWORK_MISMATCH: ("network mismatch", NetworkMismatchError),
@@ -224,6 +227,7 @@ class _Race:
         self._tried: set[tuple[str, str, int, bool]] = set()
         self._punch: TcpPunch | None = None
         self._utp_punch: UtpPunch | None = None
+        self._theirs: list[Candidate] = []
 
     async def run(self) -> DialledPath:
         """See `Dialler.race`."""
@@ -257,6 +261,10 @@ class _Race:
     def _failure(self) -> ConnectError:
         """The most precise reason."""
         found = _most_precise(self._failures)
+        hopeless = self._hopeless()
+        if hopeless is not None and type(found) is NoPathError:
+            self._report.advice += [each for each in hopeless.advice if each not in self._report.advice]
+            return NoPathError(hopeless.reason)
         return self._feed.failure or found if type(found) is NoPathError else found
 
     def _patience(self) -> float | None:
@@ -264,16 +272,29 @@ class _Race:
 
         A UDP port where nobody is says nothing. If TCP has said what is there, and only µTP is left, it is given the
         time of a few requests. Where no rendezvous knows the peer, addresses that were known before get some seconds.
+        Where both NATs are such that no packet can get through, other ways are given a moment to turn up.
         """
+        elapsed = monotonic() - self._started
+        if self._hopeless() is not None:
+            return _HOPELESS - elapsed
         if not self._feed.exhausted:
             return None
-        elapsed = monotonic() - self._started
         if self._feed.failure is not None:
             return _UNKNOWN_PEER - elapsed
         if not self._failures or any(attempt.transport == "tcp" for attempt in self._tasks.values()):
             return None
+        if self._utp_punch is not None:
+            return None  # which ends by itself
         last = max((attempt.started_ms for attempt in self._tasks.values()), default=0.0) / 1000
         return last + _SILENT_UTP - elapsed
+
+    def _hopeless(self) -> Plan | None:
+        """Why no path over any transport can come about, as far as is known."""
+        terms = self._feed.terms
+        if terms is None:
+            return None
+        plans = [terms.hopeless(transport, self._theirs) for transport in self._core.config.transports]
+        return None if None in plans else plans[-1]
 
     def _keep_others(self, winner: DialledPath) -> None:
         """Leave attempts of the other transport under way, which give the standby; begin one, if there is none."""
@@ -365,6 +386,7 @@ class _Race:
         numeric = await self._resolve(found)
         if terms is None:
             return list(numeric)
+        self._theirs += numeric
         # From here on they are a stranger's words (PROTOCOL 22).
         now, limits = monotonic(), TraversalLimits()
         predicted = [c for transport in self._core.config.transports for c in terms.predicted(transport, now, limits)]

@@ -251,13 +251,13 @@ class Surroundings:
             self._asked.pop((connection, path_id), None)
         if way is None:
             return
+        # Whatever gets in does so within a round trip; that nothing does takes its time, and nobody need wait for it.
+        self._run(self._test_filtering(way, path_id))
         if self._listens_on(way.local[1]):
             await self._show_main(way)
         verdict = self.verdict(way.transport, way.version)
         if verdict.translated and verdict.dependent:
             await self._show_fresh(way, _FRESH_SOCKETS)
-        # It takes its time, and nobody need wait for it.
-        self._run(self._test_filtering(way, path_id))
 
     def _way(self, connection: Connection, path_id: int, message: Observer) -> _Way | None:
         source, local = connection.path_source(path_id), connection.path_local(path_id)

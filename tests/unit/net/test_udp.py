@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -298,3 +299,34 @@ def test_an_address_in_use() -> None:
     with pytest.raises(OSError):  # noqa: PT011 - what the system says
         bind_udp(*one.getsockname())
     one.close()
+
+
+@pytest.mark.parametrize("low", [False, True])
+async def test_the_news_of_an_earlier_datagram_does_not_eat_the_next(low: bool) -> None:
+    """A refusal over loopback is there before the next datagram is sent, which goes out all the same."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells an unconnected socket of refusals")
+    async with opened(PLAIN) as (one, _), opened(PLAIN) as (two, reader):
+        closed = bind_udp("127.0.0.1", 0)
+        nobody = closed.getsockname()
+        closed.close()
+        one.watch_refusals(True)
+        for number in range(5):
+            one.send(b"into the void", 20, nobody)
+            word = b"word %d" % number
+            if low:
+                one.send_low(word, two.local, 1)
+            else:
+                assert one.send(word, 20, two.local) is SendOutcome.SENT
+        await reader.until(lambda: len(reader.datagrams) == 5)
+
+
+async def test_a_low_ttl_is_for_one_datagram() -> None:
+    async with opened() as (one, _), opened() as (two, reader):
+        raw = one._sock
+        assert raw is not None
+        usual = raw.getsockopt(socket.IPPROTO_IP, socket.IP_TTL)
+        one.send_low(b"near", two.local, 1)
+        assert raw.getsockopt(socket.IPPROTO_IP, socket.IP_TTL) == usual
+        await reader.until(lambda: reader.datagrams == [b"near"])
+    one.send_low(b"closed", two.local, 1)

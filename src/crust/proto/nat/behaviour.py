@@ -540,6 +540,8 @@ def _allocation(samples: Sequence[AllocationSample], dependent: bool) -> tuple[A
         for one, other in itertools.pairwise(moved)
         if one.outside[0] == other.outside[0] and other.at - one.at <= ALLOCATION_GAP
     ][-16:]
+    if not differences and moved and not dependent:
+        return Allocation.RANDOM, 0, 0.5  # not preserved, at least; the port is the same for all destinations
     if not differences:
         return Allocation.UNKNOWN, 0, 0.0
     near = [d for d in differences if 0 < abs(d) <= SEQUENTIAL_REACH]
