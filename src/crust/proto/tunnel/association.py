@@ -133,6 +133,7 @@ class Association:
         self.armed = float("inf")  # when the endpoint will look at our timers
         ids = (_INITIATOR_ID, _RESPONDER_ID) if keys.initiator else (_RESPONDER_ID, _INITIATOR_ID)
         self.utp = UtpConnection.established(config, now, receive_id=ids[0], send_id=ids[1], rtt=rtt)
+        self.utp.stats.told = endpoint.count
         self._timers: TimerTable[Timer] = TimerTable()
         self._suite = keys.suite
         self._hash = keys.handshake_hash

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -77,6 +78,7 @@ class UtpStats:
         loss_probes: packets sent because an acknowledgement was late.
         absurd_timestamps: packets whose timestamps cannot be.
         dropped: packets dropped, by reason.
+        told: told of each drop by the name of its counter, if somebody wants to know.
     """
 
     packets_sent: int = 0
@@ -91,7 +93,10 @@ class UtpStats:
     loss_probes: int = 0
     absurd_timestamps: int = 0
     dropped: dict[DropReason, int] = field(default_factory=dict)
+    told: Callable[[str, int], None] | None = field(default=None, compare=False, repr=False)
 
     def drop(self, reason: DropReason, count: int = 1) -> None:
         """Count dropped packets."""
         self.dropped[reason] = self.dropped.get(reason, 0) + count
+        if self.told is not None:
+            self.told(f"utp.{reason.name.lower()}", count)
