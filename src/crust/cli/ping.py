@@ -27,6 +27,8 @@ _INTERVAL_SECONDS = 0.2
 _RETRY_SECONDS = 1.0
 # With --swap the other person may still have to paste our contact.
 _SWAP_SECONDS = 120.0
+# For routers that may map our port, and STUN servers: the contact cannot be mended later.
+_PATIENCE_SECONDS = 3.0
 _FAREWELL = b"crust-ping-done"
 _FAREWELL_SECONDS = 30.0
 
@@ -108,7 +110,7 @@ async def _swap(node: Node, out: Output) -> str:
     """Print our contact, read the peer's."""
     from crust.cli.stdio import read_line
 
-    contact = str(await node.contact())
+    contact = str(await node.contact(patience=_PATIENCE_SECONDS))
     out.data(contact, {"contact": contact, "id": node.id})
     out.say("Give this line to the other side, and paste theirs here:")
     line = (await read_line()).strip()
@@ -125,7 +127,7 @@ async def _connect(node: Node, target: str, args: argparse.Namespace, out: Outpu
     while True:
         started = time.monotonic()
         try:
-            connection = await node.connect(target, timeout=timeout(args))
+            connection = await node.connect(target, timeout=timeout(args), swapped=args.swap)
             first = await connection.ping()
             return connection, (time.monotonic() - started) * 1000, first * 1000
         except NoPathError as error:

@@ -24,11 +24,13 @@ class Punch:
         hold: of the side that is called: seconds that its answer travels, so that both begin together.
         rtt: an estimate of the round trip time to the peer.
         patience: seconds after which it ends.
+        coordinated: a rendezvous has told both sides to begin; else people do, a minute apart perhaps.
     """
 
     hold: float = 0.0
     rtt: float = 0.05
     patience: float = 30.0
+    coordinated: bool = True
 
 
 class DialledPath(ABC):

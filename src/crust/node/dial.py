@@ -390,7 +390,12 @@ class _Race:
         # From here on they are a stranger's words (PROTOCOL 22).
         now, limits = monotonic(), TraversalLimits()
         predicted = [c for transport in self._core.config.transports for c in terms.predicted(transport, now, limits)]
-        screening = screen([*numeric, *predicted], self._dialler.view(), attested_hosts=terms.attested)
+        screening = screen(
+            [*numeric, *predicted],
+            self._dialler.view(),
+            attested_hosts=terms.attested,
+            by_hand=not self._feed.punch.coordinated,
+        )
         for candidate, reason in screening.refused:
             if self._is_new(candidate, hole=True):
                 attempt = self._note(candidate)

@@ -29,6 +29,7 @@ _REDIAL_TIMEOUT: Final = 15.0
 _ANSWERING_SECONDS: Final = 15.0
 _KNOWN_PEERS: Final = 4096
 _RTT_LEAST: Final = 0.05
+_RTT_UNKNOWN: Final = 0.1
 
 
 class _Mode(enum.Enum):
@@ -36,6 +37,7 @@ class _Mode(enum.Enum):
 
     CALL = "through rendezvous nodes too, if there are any"
     DIRECT = "to a rendezvous itself, from the listening port: it then knows the outside address of that port"
+    SWAPPED = "as a call, and without rendezvous nodes at the same time as the peer, who was told to"
     ANSWER = "a peer calls us: both dial at the same time"
 
 
@@ -91,7 +93,9 @@ class Dials:
 
     # --- dialling ------------------------------------------------------------------------------------------------
 
-    async def connect(self, contact: Contact, report: Report, started: float, limit: float) -> Connection:
+    async def connect(
+        self, contact: Contact, report: Report, started: float, limit: float, *, swapped: bool = False
+    ) -> Connection:
         """Connect to a peer; a connection that exists is returned, a dial under way is joined.
 
         Raises:
@@ -105,7 +109,8 @@ class Dials:
             return found
         task = self._dials.get(peer)
         if task is None:
-            return await self._wait_for_dial(peer, self._start_dial(contact, report, started, limit))
+            mode = _Mode.SWAPPED if swapped else _Mode.CALL
+            return await self._wait_for_dial(peer, self._start_dial(contact, report, started, limit, mode))
         try:
             async with asyncio.timeout(limit):  # the dial under way may have more time than this call
                 return await self._wait_for_dial(peer, task)
@@ -280,7 +285,7 @@ class Dials:
         feed.own_port = mode is _Mode.DIRECT
         feed.punch = self._how_to_punch(mode, limit)
         calling: asyncio.Task[None] | None = None
-        if mode is _Mode.CALL and (contact.rendezvous or self._core.config.bootstrap):
+        if mode in (_Mode.CALL, _Mode.SWAPPED) and (contact.rendezvous or self._core.config.bootstrap):
             if self._core.registry.find(peer) is None:
                 self._calling.add(peer)
             calling = self._core.loop.create_task(self.neighbourhood.call(contact, feed))
@@ -289,6 +294,9 @@ class Dials:
                 "no address of this peer is known: dial its contact, or PEERID@HOST:PORT, or name bootstrap nodes"
             )
         else:
+            seen = any(each.kind == "server-reflexive" for each in known)
+            if mode is _Mode.SWAPPED or (mode is _Mode.CALL and seen):
+                self._punch_by_hand(feed, peer, limit)
             feed.close()
         self._feeds[peer] = feed
         try:
@@ -305,6 +313,12 @@ class Dials:
         sessions = [server.session for server in self.neighbourhood.signalling.servers]
         way = min((s.path_rtt(s.active_path) for s in sessions if s.active_path is not None), default=0.0)
         return Punch(way if mode is _Mode.ANSWER else 0.0, max(2 * way, _RTT_LEAST), limit)
+
+    def _punch_by_hand(self, feed: CandidateFeed, peer: PeerId, limit: float) -> None:
+        """Contacts were swapped without a rendezvous: the peer dials us, too, sooner or later."""
+        first = self._core.identity.id > peer
+        feed.terms = Terms(self.neighbourhood.surroundings.standings(), controlling=first, caller=first)
+        feed.punch = Punch(0.0, _RTT_UNKNOWN, limit, coordinated=False)
 
     def _attach(self, connection: Connection, won: DialledPath, started: float) -> None:
         won.attach(self._core, connection, (monotonic() - started) * 1000)

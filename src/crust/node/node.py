@@ -39,7 +39,6 @@ __all__ = ["Node"]
 
 _SETTLE_SECONDS: Final = 1.0
 _CONTACT_SECONDS: Final = 3.0
-_PREMISES_SECONDS: Final = 0.5
 
 
 class Node:
@@ -189,17 +188,19 @@ class Node:
         """The listening addresses, "HOST:PORT"."""
         return [] if self._acceptor is None else self._acceptor.describe()
 
-    async def contact(self) -> Contact:
+    async def contact(self, *, patience: float = 0.5) -> Contact:
         """What to give away so that others can dial this node; `str()` is the line of text.
 
         Where bootstrap nodes are configured it waits for them, three seconds at most: they tell the outside addresses,
-        and the contact names them as rendezvous. For routers that may map our port, and STUN servers, it waits half a
-        second at most. Cancellation loses nothing.
+        and the contact names them as rendezvous. Cancellation loses nothing.
+
+        Args:
+            patience: seconds to wait, at most, for routers that may map our port, and for STUN servers.
         """
         self._started()
         assert self._neighbourhood is not None
         assert self._premises is not None
-        await asyncio.gather(self._neighbourhood.tried(_CONTACT_SECONDS), self._premises.settled(_PREMISES_SECONDS))
+        await asyncio.gather(self._neighbourhood.tried(_CONTACT_SECONDS), self._premises.settled(patience))
         return self._neighbourhood.contact()
 
     @property
@@ -218,12 +219,16 @@ class Node:
 
     # --- dialling ------------------------------------------------------------------------------------------------
 
-    async def connect(self, target: PeerId | Contact | str, *, timeout: float = 30) -> Connection:
+    async def connect(
+        self, target: PeerId | Contact | str, *, timeout: float = 30, swapped: bool = False
+    ) -> Connection:
         """Connect to a peer by its key; a connection that exists is returned.
 
         Args:
             target: a PeerId, a Contact, or the text of either, or "PEERID@HOST:PORT".
             timeout: seconds for the whole dial.
+            swapped: the peer was given our contact, and dials us within a minute or so: where no rendezvous helps,
+                keep trying until the time is up, and punch holes for it.
 
         Raises:
             ParseError: the text is none of these.
@@ -242,7 +247,7 @@ class Node:
         if peer == self.id:
             raise failed(SelfDialError("this is the PeerId of the dialling node itself"), report, 0.0)
         assert self._dials is not None
-        return await self._dials.connect(contact, report, started, timeout)
+        return await self._dials.connect(contact, report, started, timeout, swapped=swapped)
 
     def _own_candidates(self) -> list[Candidate]:
         """Where this node can be reached, as far as it knows by itself."""

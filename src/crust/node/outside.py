@@ -82,7 +82,8 @@ class OutsideAddresses:
     @property
     def candidates(self) -> list[Candidate]:
         """What the servers say; the user has named them, so each is believed."""
-        return list(dict.fromkeys(self._found.values()))
+        found = dict.fromkeys(self._found.values())
+        return sorted(found, key=lambda each: (each.host, each.port, each.transport))
 
     def close(self) -> None:
         """Stop, and let the mappings go."""

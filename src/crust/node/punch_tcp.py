@@ -71,7 +71,9 @@ class TcpPunch:
         self._attempts = attempts
         self._acceptor = acceptor
         self._peer = peer
-        options = PunchOptions(hold=min(punch.hold, _HOLD_MOST), rtt=punch.rtt, patience=punch.patience)
+        options = PunchOptions(
+            hold=min(punch.hold, _HOLD_MOST), coordinated=punch.coordinated, rtt=punch.rtt, patience=punch.patience
+        )
         self._engine = TcpPuncher(plan, core.random, budget, monotonic(), options)
         self._wanted: dict[Address, _Wanted] = {}
         self._waiting = 0

@@ -70,7 +70,11 @@ class UtpPunch:
         self.plan: Plan = terms.plan("utp")
         self._limits = TraversalLimits()
         options = PunchOptions(
-            self._limits, hold=0.0 if terms.caller else _HOLD, opener_ttl=_OPENER_TTL, patience=punch.patience
+            self._limits,
+            hold=0.0 if terms.caller or not punch.coordinated else _HOLD,
+            opener_ttl=_OPENER_TTL,
+            coordinated=punch.coordinated,
+            patience=punch.patience,
         )
         self._engine = UdpPuncher(self.plan, core.random, budget, monotonic(), options)
         self._dial: UtpDial | None = None
