@@ -153,6 +153,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="exit code 3 also where a pair is slower than it should be"
     )
+    parser.add_argument("--reports", action="store_true", help="with --json: the report of every dial")
     _add_conditions(parser)
 
 
@@ -325,7 +326,7 @@ async def _dial(
         with _Progress(total, out) as progress:
             async for outcome in dials:
                 outcomes.append(outcome)
-                out.record(_dial_record(outcome))
+                out.record(_dial_record(outcome, reports=args.reports))
                 progress.step(outcome)
 
 
@@ -371,7 +372,7 @@ class _Progress:
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def _dial_record(outcome: Outcome) -> dict[str, Any]:
+def _dial_record(outcome: Outcome, *, reports: bool) -> dict[str, Any]:
     record = {
         "first": outcome.first,
         "second": outcome.second,
@@ -383,7 +384,7 @@ def _dial_record(outcome: Outcome) -> dict[str, Any]:
         "error": outcome.error,
         "counters": outcome.counters,
     }
-    if not outcome.direct:
+    if reports or not outcome.direct:
         record["report"] = outcome.result.get("report")
     return record
 
