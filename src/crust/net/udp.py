@@ -34,8 +34,8 @@ _IPV6_RECVERR: Final = 25
 _PMTUDISC_PROBE: Final = 3
 _MSG_ERRQUEUE: Final = 0x2000
 
-_RECEIVE_BUFFER_BYTES: Final = 4 << 20
-"""A few milliseconds at full speed, in which the event loop may be busy."""
+_RECEIVE_BUFFER_BYTES: Final = 16 << 20
+"""What one connection may have on its way: nothing is lost while the event loop is busy, or the process has to wait."""
 
 _SEND_BUFFER_BYTES: Final = 1 << 20
 _BYTES_PER_TURN: Final = 1 << 20

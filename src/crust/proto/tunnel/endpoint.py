@@ -45,7 +45,7 @@ from crust.proto.tunnel.handshake import (
 from crust.proto.tunnel.header import MAX_SEGMENTS, HeaderMask
 from crust.proto.tunnel.keys import ReceiveKey
 from crust.proto.tunnel.pending import Dial, Knock
-from crust.proto.tunnel.sealing import Opener, Sealer
+from crust.proto.tunnel.sealing import BUFFER_BYTES, Opener, Sealer
 from crust.proto.utp.config import UtpConfig
 from crust.wire.handshake import Hello, Hint
 from crust.wire.tunnel import (
@@ -297,9 +297,17 @@ class TunnelEndpoint:
         if len(data) <= size:
             self._receive_single(data, route, now)
             return
-        most = size * MAX_SEGMENTS
+        most = max(min(MAX_SEGMENTS, BUFFER_BYTES // size), 1) * size
+        if len(data) <= most:
+            self._receive_batch(data, size, route, now)
+            return
         for at in range(0, len(data), most):
-            self._receive_batch(data if len(data) <= most else data[at : at + most], size, route, now)
+            # A copy, as what does not begin where the buffer does is not for the prepared slices of it.
+            piece = memoryview(bytes(data[at : at + most]))
+            if len(piece) <= size:
+                self._receive_single(piece, route, now)
+            else:
+                self._receive_batch(piece, size, route, now)
 
     def _receive_single(self, datagram: memoryview, route: Route, now: float) -> None:
         """Take in one datagram: the same as a batch of one, in half of the time."""
