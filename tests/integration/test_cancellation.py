@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -23,8 +23,8 @@ from tests.integration.node_support import (
     target,
 )
 
-SEEDS = range(8)
-ROUNDS = 25
+SEEDS = range(4)
+ROUNDS = 14
 BOTH = {"transports": ["tcp", "utp"], "listen": ["127.0.0.1:0"]}
 
 
@@ -175,16 +175,14 @@ async def test_verbs_of_a_connection(seed: int) -> None:
         await eventually(lambda: open_descriptors() <= descriptors + 1)  # the standby path may have come since
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-async def test_timers_do_not_pile_up(seed: int) -> None:
-    chance = random.Random(100 + seed)
+async def test_timers_do_not_pile_up() -> None:
+    chance = random.Random(100)
     async with nothing_new(), couple(signing="off") as pair:
-        verbs = pair.verbs(chance)
-        verb = verbs[seed % len(verbs)]
         await pair.check()
         before = scheduled()
-        for _ in range(60):
-            await cancel_somewhere(verb(), chance)
+        for verb in pair.verbs(chance):
+            for _ in range(8):
+                await cancel_somewhere(verb(), chance)
         await pair.check()
         await eventually(lambda: scheduled() <= before + 10)
 
@@ -222,11 +220,8 @@ async def test_closing_connections(seed: int) -> None:
             ours = await soon(alice.connect(target(bob.id, port_of(bob))))
             theirs = await soon(anext(bob))
             await soon(ours.send(bytes(chance.choice([0, 100_000]))))
-            both: list[Awaitable[Any]] = [cancel_somewhere(side.close(), chance) for side in (ours, theirs)]
-            await asyncio.gather(*both[: chance.randint(1, 2)])
-            for left in both[1:]:
-                if asyncio.iscoroutine(left):
-                    left.close()
+            sides = chance.choice([[ours], [theirs], [ours, theirs]])
+            await asyncio.gather(*(cancel_somewhere(side.close(), chance) for side in sides))
             # A close that was cancelled is carried on, or is asked for again.
             await soon(asyncio.gather(ours.close(), theirs.close()))
             assert ours.closed
@@ -236,7 +231,7 @@ async def test_closing_connections(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_starting_and_closing_nodes(seed: int) -> None:
     chance = random.Random(400 + seed)
-    async with nothing_new(), node(**BOTH) as bob:
+    async with nothing_new(), node(**BOTH, resume_timeout=0.1, handshake_timeout=0.5) as bob:
         for _ in range(ROUNDS // 2):
             alice = crust.Node(config=config(**{**BOTH, "close_timeout": 0.3}))
             await cancel_somewhere(alice.start(), chance)

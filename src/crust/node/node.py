@@ -21,6 +21,7 @@ from crust.net.clock import monotonic
 from crust.net.interfaces import local_addresses
 from crust.net.tcp import raise_descriptor_limit
 from crust.node.acceptor import Acceptor
+from crust.node.carry import carry_through
 from crust.node.connection import Connection
 from crust.node.core import Core
 from crust.node.dial import Dialler
@@ -104,14 +105,20 @@ class Node:
             core, front, seen=self._seen_hosts, changed=self._neighbourhood.addresses_changed
         )
         try:
-            await self._acceptor.listen()
-            await premises.open(acceptor.addresses)
+            # Half open sockets would be nobody's to close.
+            await carry_through(self._open(acceptor, premises))
         except BaseException:
-            self._acceptor.close()
+            acceptor.close()
             if front is not None:
                 front.close()
+            await carry_through(premises.close())
             raise
         self._neighbourhood.bootstrap.start()
+
+    @staticmethod
+    async def _open(acceptor: Acceptor, premises: Premises) -> None:
+        await acceptor.listen()
+        await premises.open(acceptor.addresses)
 
     async def bootstrapped(self, timeout: float = 10) -> None:
         """Wait until each bootstrap node is connected or was tried once, or the time is up. Cancellation loses nothing.
@@ -150,14 +157,21 @@ class Node:
                 connection.abort(CrustError("the node was closed"))
             for reader in list(core.readers):
                 reader.end()
-            if self._front is not None:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_SETTLE_SECONDS):
-                        await self._front.settled()
-                self._front.close()
+            try:
+                await self._settle()
+            finally:
+                if self._front is not None:
+                    self._front.close()
             await asyncio.shield(leaving)
         # Let sockets that were told to close do so before the event loop may go away.
         await asyncio.sleep(0)
+
+    async def _settle(self) -> None:
+        """Let peers over µTP hear the last words."""
+        if self._front is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SETTLE_SECONDS):
+                    await self._front.settled()
 
     async def _leave(self) -> None:
         """Give port mappings back, within little more than a second."""
