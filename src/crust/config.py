@@ -5,8 +5,10 @@ A `Config` is frozen. In Python it is built with keywords, from a file with `Con
 
 from __future__ import annotations
 
+import difflib
+import re
 import tomllib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
@@ -147,6 +149,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ConfigError(f'signing: {self.signing!r} is not "on", "strict" or "off"')
         if not isinstance(self.network_key, (str, bytes, type(None))):
             raise ConfigError("network_key: takes a text or bytes")
+        if self.network_key is not None and not self.network_key:
+            raise ConfigError("network_key: it is empty; leave it out to have none")
         if not self.transports or any(t not in ("tcp", "utp") for t in self.transports):
             raise ConfigError(f'transports: {self.transports!r}; give one or both of "tcp" and "utp"')
         for name in ("listen", "bootstrap", "stun_servers", "stun_service"):
@@ -158,7 +162,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-                raise ConfigError(f"{name}: {value!r} is not between {least:g} and {most:g}")
+                raise ConfigError(f"{name}: {value!r} is not between {least:,} and {most:,}")
 
     def allows(self, kind: CandidateKind) -> bool:
         """Whether addresses of a kind are offered to peers, and those of peers dialled."""
@@ -196,9 +200,44 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         except msgspec.ValidationError as error:
             if isinstance(error.__cause__, ConfigError):
                 raise ConfigError(f"{source}: {error.__cause__}") from error
-            raise ConfigError(f"{source}: {error}") from error
+            raise ConfigError(f"{source}: {_in_words(str(error), cls.__struct_fields__)}") from error
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error
+
+
+# What msgspec calls the types, and what people call them.
+_TYPES: Final = {
+    "array": "a list",
+    "bool": "true or false",
+    "bytes": "bytes",
+    "float": "a number",
+    "int": "a whole number",
+    "null": "nothing",
+    "object": "a table",
+    "str": "a text",
+}
+
+
+_CHOICES: Final = {"signing": '"on", "strict" or "off"', "transports": '"tcp" or "utp"'}
+
+
+def _in_words(problem: str, names: tuple[str, ...]) -> str:
+    """What msgspec found wrong, with the name of the setting first."""
+    if unknown := re.fullmatch(r"Object contains unknown field `(.+)`", problem):
+        near = difflib.get_close_matches(unknown[1], names, 1)
+        return f"{unknown[1]}: there is no such setting" + (f"; perhaps {near[0]}" if near else "")
+    found = re.fullmatch(r"(.+) - at `\$\.(\w+)(.*)`", problem)
+    if found is None:
+        return problem
+    what, name, place = found.groups()
+    if types := re.fullmatch(r"Expected `(.+)`, got `(.+)`", what):
+        wanted = [_TYPES.get(kind, kind) for kind in types[1].split(" | ") if kind != "null"]
+        each = "each entry is " if place else "it takes "
+        given = "a fraction" if types[2] == "float" else _TYPES.get(types[2], types[2])
+        return f"{name}: {each}{' or '.join(wanted)}, not {given}"
+    if value := re.fullmatch(r"Invalid enum value (.+)", what):
+        return f"{name}: {value[1]} is not {_CHOICES[name]}"
+    return f"{name}: {what}"
 
 
 def parse_listen(entry: str, name: str = "listen") -> tuple[str, int]:

@@ -98,6 +98,12 @@ def test_usage_errors_are_one_sentence(
     assert captured.err.startswith("crust")
 
 
+def test_a_contact_in_the_configuration_is_checked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('bootstrap = ["crust:aaaa"]')
+    assert main(["config", "check", str(tmp_path / "c.toml")]) == 2
+    assert "bootstrap: not a contact" in capsys.readouterr().err
+
+
 def test_an_error_is_a_json_object_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("nonsense = 1")
     assert main(["config", "check", str(tmp_path / "c.toml"), "--json"]) == 2

@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 from crust.cli.options import add_node_options, config_path, load_config
 from crust.cli.output import Output
 from crust.config import Config
-from crust.errors import ConfigError
+from crust.errors import ConfigError, ParseError
+from crust.wire.contact import parse_target
 
 _WIDTH = 100
 
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if args.action == "check":
         if path is None:
             raise ConfigError("there is no configuration file; `crust config default` prints one to start from")
-        Config.from_file(path)
+        _check_contacts(Config.from_file(path), path)
         out.data(f"{path}: good", {"file": str(path), "ok": True})
         return 0
     values = _values(load_config(args))
@@ -46,6 +48,14 @@ def run(args: argparse.Namespace, out: Output) -> int:
     lines += [_line(name, value) for name, value in values.items()]
     out.data("\n".join(lines), {"file": None if path is None else str(path), "config": values})
     return 0
+
+
+def _check_contacts(config: Config, path: Path) -> None:
+    for text in config.bootstrap:
+        try:
+            parse_target(text)
+        except ParseError as error:
+            raise ConfigError(f"{path}: bootstrap: {error}") from error
 
 
 def default_text() -> str:
