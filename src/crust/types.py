@@ -10,6 +10,7 @@ __all__ = [
     "Attempt",
     "Candidate",
     "CandidateKind",
+    "NatReport",
     "Path",
     "PathKind",
     "Priority",
@@ -115,6 +116,27 @@ class Attempt:
 
 
 @dataclass(slots=True)
+class NatReport:
+    """How the NAT before one side treats one transport, in the words of RFC 4787.
+
+    Attributes:
+        translated: False: there is none.
+        mapping: "endpoint-independent", "address-dependent", "address-and-port-dependent" or "unknown".
+        filtering: the same words.
+        allocation: of outside ports: "preserving", "sequential", "random" or "unknown".
+        sureness: of the mapping: "sure", "likely" or "guess".
+        words: all of it in a line for people.
+    """
+
+    translated: bool
+    mapping: str
+    filtering: str
+    allocation: str
+    sureness: str
+    words: str
+
+
+@dataclass(slots=True)
 class Report:
     """The record of one dial.
 
@@ -125,6 +147,8 @@ class Report:
         elapsed_ms: from the call to the outcome.
         error: why the dial failed, or "".
         advice: what would help, a sentence each.
+        ours: our NAT, by transport, as far as it is known.
+        theirs: the peer's, as the peer told it through a rendezvous.
     """
 
     target: str
@@ -133,6 +157,8 @@ class Report:
     elapsed_ms: float = 0.0
     error: str = ""
     advice: list[str] = field(default_factory=list)
+    ours: dict[Transport, NatReport] = field(default_factory=dict)
+    theirs: dict[Transport, NatReport] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready dictionaries, lists, strings and numbers."""

@@ -183,6 +183,10 @@ def explain(report: Report) -> str:
         lines.append(table(["at ms", "took", "over", "candidate", "kind", "outcome", ""], rows))
     else:
         lines.append("no candidate was tried")
+    for side, nats in (("our NAT", report.ours), ("the peer's NAT", report.theirs)):
+        for transport, nat in sorted(nats.items()):
+            sure = f" (mapping: {nat.sureness})" if nat.mapping != "unknown" else ""
+            lines.append(f"{side}, {transport}: {nat.words}{sure}")
     if report.winner is not None:
         lines.append(f"won: {report.winner}")
     if report.error:

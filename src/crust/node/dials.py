@@ -15,6 +15,7 @@ from crust.node.attempt import DialledPath, Punch
 from crust.node.connection import Connection
 from crust.node.core import Core
 from crust.node.dial import CandidateFeed, Dialler, explain_timeout
+from crust.node.explain import Explainer
 from crust.node.network import Neighbourhood
 from crust.proto.nat.terms import Terms
 from crust.types import Candidate, Report
@@ -51,9 +52,11 @@ class Dials:
 
     Attributes:
         neighbourhood: through whom peers are called; set before the first dial.
+        explainer: completes reports; the same.
     """
 
     neighbourhood: Neighbourhood
+    explainer: Explainer
 
     def __init__(self, core: Core, dialler: Dialler, acceptor: Acceptor) -> None:
         self._core = core
@@ -213,8 +216,10 @@ class Dials:
         try:
             won = await self._race(contact, report, started, limit, mode, terms)
         except TimeoutError:
+            self.explainer.failure(report)
             raise failed(explain_timeout(report), report, monotonic() - started) from None
         except ConnectError as error:
+            self.explainer.failure(report)
             raise failed(error, report, monotonic() - started) from error.__cause__
         except OSError as error:
             raise failed(NoPathError(str(error)), report, monotonic() - started) from error
@@ -302,6 +307,7 @@ class Dials:
         try:
             return await self._dialler.race(peer, feed, report, started)
         finally:
+            self.explainer.nats(report, feed.terms)
             if self._feeds.get(peer) is feed:
                 del self._feeds[peer]
             if calling is not None:

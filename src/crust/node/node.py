@@ -27,6 +27,7 @@ from crust.node.core import Core
 from crust.node.dial import Dialler
 from crust.node.dials import Dials, failed
 from crust.node.events import EventReader
+from crust.node.explain import Explainer
 from crust.node.incoming import Incoming
 from crust.node.network import Neighbourhood
 from crust.node.premises import Premises
@@ -104,6 +105,7 @@ class Node:
         premises = self._premises = Premises(
             core, front, seen=self._seen_hosts, changed=self._neighbourhood.addresses_changed
         )
+        dials.explainer = Explainer(self._config, premises.port_mapping)
         try:
             # Half open sockets would be nobody's to close.
             await carry_through(self._open(acceptor, premises))
