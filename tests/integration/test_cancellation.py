@@ -245,6 +245,22 @@ async def test_starting_and_closing_nodes(seed: int) -> None:
         await eventually(lambda: not bob.connections)
 
 
+async def test_a_close_that_is_cancelled_still_tells_peers_over_utp() -> None:
+    """Over TCP the kernel does; here the last words must leave before the socket is closed."""
+    async with nothing_new(), node(transports=["utp"], resume_timeout=0.1) as bob:
+        alice = crust.Node(config=config(transports=["utp"]))
+        await alice.start()
+        ours = await soon(alice.connect(target(bob.id, port_of(bob))))
+        await soon(ours.ping())
+        closing = asyncio.create_task(alice.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        with elapsed_below(5):  # the path would be asked for a sign of life for ten seconds
+            await eventually(lambda: not bob.connections)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_decisions(seed: int) -> None:
     chance = random.Random(500 + seed)

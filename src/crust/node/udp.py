@@ -101,6 +101,7 @@ class UdpFront:
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._pump_due = False
+        self._closed = False
         self._dials: dict[Dial, UtpDial] = {}
         self._closing: dict[UtpLink, None] = {}
         self._settling: asyncio.Future[None] | None = None
@@ -157,7 +158,11 @@ class UdpFront:
         self._closing[link] = None
 
     def close(self) -> None:
-        """Close every socket."""
+        """Send what is left to say, as far as the kernel takes it, and close every socket."""
+        if not self._closed:
+            self._closed = True
+            self.pump()
+            self._flush_all()
         for found in self._sockets.values():
             found.close()
         if self._timer is not None:
