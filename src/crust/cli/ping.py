@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from crust.node.node import Node
 
 _INTERVAL_SECONDS = 0.2
+# A bootstrap node that has not answered by then will not do so in time.
+_BOOTSTRAP_SECONDS = 4.0
 # Between two dials of --wait.
 _RETRY_SECONDS = 1.0
 # With --swap the other person may still have to paste our contact.
@@ -65,7 +67,7 @@ async def run(args: argparse.Namespace, out: Output) -> int:
         target = await _swap(node, out) if args.swap else args.target
         peer = _peer_of(target)
         # The time to connect counts from here: the node is up and its bootstrap connections stand.
-        await node.bootstrapped()
+        await node.bootstrapped(min(_BOOTSTRAP_SECONDS, timeout(args)))
         try:
             connection, connect_ms, first = await _connect(node, target, args, out)
         except CrustError as error:

@@ -48,7 +48,7 @@ _SILENT_UTP: Final = 2.0
 # So many attempts begin at the same moment: twenty dead addresses over both transports are through within 50 ms.
 _AT_ONCE: Final = 4
 # Where no rendezvous knows the peer, this is known within 5 s, whatever other addresses do.
-_UNKNOWN_PEER: Final = 4.5
+_UNKNOWN_PEER: Final = 4.0
 # Where two NATs let nothing through, this is said within 2 s.
 _HOPELESS: Final = 1.5
 

@@ -42,9 +42,9 @@ class Explainer:
         sentences = [
             *_about_nats(report),
             *_about_answers(report),
-            *self._about_settings(),
             *self._about_rendezvous(report),
             *self._about_routers(report),
+            *self._about_settings(),
         ]
         report.advice = list(dict.fromkeys((*sentences[:1], *report.advice, *sentences)))
 
@@ -72,7 +72,7 @@ class Explainer:
         """What our own router could do; of no interest where there is no NAT before us, or the peer itself refuses."""
         if report.ours and not any(each.translated for each in report.ours.values()):
             return []
-        if any(attempt.outcome in _SPOKE for attempt in report.attempts):
+        if not report.attempts or any(attempt.outcome in _SPOKE for attempt in report.attempts):
             return []
         found = self._routers()
         if found is None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from crust.crypto.keys import PeerId
 from crust.errors import NoPathError, ParseError
+from crust.net.clock import monotonic
 from crust.node.bootstrap import Bootstrap
 from crust.node.connection import Connection
 from crust.node.core import Core
@@ -27,6 +28,7 @@ __all__ = ["Neighbourhood"]
 
 
 _REACH_SECONDS: Final = 3.0
+_SETTLE_SECONDS: Final = 0.5
 
 
 class Neighbourhood:
@@ -58,6 +60,7 @@ class Neighbourhood:
         self._connect = connect
         self._known = known
         self._own_candidates = own_candidates
+        self._opened_at = monotonic()
         self.rendezvous = Rendezvous(core)
         self.observers = ObserverService(core)
         contacts = [_bootstrap_contact(text) for text in core.config.bootstrap]
@@ -112,8 +115,9 @@ class Neighbourhood:
             feed.add(candidates)
 
         try:
-            await self.tried(_REACH_SECONDS)
-            await self._reach(contact.rendezvous)
+            # A bootstrap node that does not answer holds nobody up but in the node's first seconds.
+            patience = max(self._opened_at + _REACH_SECONDS - monotonic(), _SETTLE_SECONDS)
+            await asyncio.gather(self.tried(patience), self._reach(contact.rendezvous))
             await self.signalling.call(peer, answered)
         except NoPathError as error:
             feed.failure = error
