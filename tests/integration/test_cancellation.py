@@ -14,6 +14,7 @@ import pytest
 import crust
 from tests.integration.node_support import (
     config,
+    elapsed_below,
     eventually,
     node,
     nothing_left,
