@@ -24,6 +24,7 @@ from crust.proto.session.events import (
     SessionEnded,
     SessionEvent,
 )
+from crust.proto.session.outbox import Group
 from crust.types import Candidate, Path, Transport, split_address
 from crust.wire.service import ServiceMessage, serialize_service_message
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from crust.node.owner import ConnectionOwner
 
 __all__ = ["SessionDriver"]
+
+_SMALL_GROUP: Final = 512
+_SMALL_GROUPS: Final = 4
+"""So many groups of at most so many bytes wait for the next one to be written with it."""
 
 _PUMP_BYTES: Final = 1024 * 1024
 """Written in one go before others get a turn of the event loop."""
@@ -145,19 +150,25 @@ class SessionDriver(ABC):
     def _write(self, path: AnyPath, now: float) -> None:
         session = self.session
         written = 0
+        groups: list[Group] = []
         while path.writable:
             group = session.next_group(path.id, now)
             if group is None:
                 break
-            path.write([group], now)
+            groups.append(group)
             if not session.more:
                 break
-            written += len(group[0])
-            for payload in group[1]:
-                written += len(payload)
+            if not group[1] and len(group[0]) < _SMALL_GROUP and len(groups) < _SMALL_GROUPS:
+                continue  # what a path begins with goes out as one
+            path.write(groups, now)
+            for control, payloads in groups:
+                written += len(control) + sum(map(len, payloads))
+            groups = []
             if written >= _PUMP_BYTES:
                 self._schedule_pump()
                 break
+        if groups:
+            path.write(groups, now)
         self._blocked = not path.writable or session.outbox.queued_total >= WRITE_AT_ONCE
 
     def _arm(self) -> None:

@@ -48,6 +48,10 @@ _IP4_UDP: Final = 28
 _IP6_UDP: Final = 48
 _LARGEST_PAYLOAD: Final = 65_507
 
+_WAY_SECONDS: Final = 0.2
+"""For a dial and its answer the system is asked once about the way to an address."""
+
+_WAYS_KEPT: Final = 256
 _FLUSH_BYTES: Final = 512 * 1024
 """Sent for one peer before others get a turn of the event loop."""
 
@@ -95,6 +99,7 @@ class UdpFront:
         self._extra: set[int] = set()  # opened for one dial
         self._punches: dict[PeerId, PunchWatcher] = {}
         self._on_demand: dict[int, UdpSocket] = {}  # by family, opened for dialling
+        self._ways: dict[tuple[int, str], tuple[float, UtpConfig, tuple[str, int]]] = {}
         self._held: Outgoing | None = None  # what the kernel did not take
         self._unflushed: dict[Association, None] = {}
         self._waiting: dict[Association, None] = {}  # to be flushed when it does
@@ -171,6 +176,17 @@ class UdpFront:
 
     def _config(self, sock: UdpSocket, address: tuple[Any, ...]) -> tuple[UtpConfig, tuple[str, int]]:
         """How µTP runs on the way to an address; and our own address there."""
+        key, now = (sock.number, address[0]), monotonic()
+        known = self._ways.get(key)
+        if known is not None and now - known[0] < _WAY_SECONDS:
+            return known[1:]
+        if len(self._ways) >= _WAYS_KEPT:
+            self._ways.clear()
+        config, local = self._ask_config(sock, address)
+        self._ways[key] = now, config, local
+        return config, local
+
+    def _ask_config(self, sock: UdpSocket, address: tuple[Any, ...]) -> tuple[UtpConfig, tuple[str, int]]:
         info = route_info(address, sock.family)
         headers = _IP6_UDP if sock.family == socket.AF_INET6 else _IP4_UDP
         largest = min(min(info.mtu, self._core.config.max_datagram_bytes) - headers, _LARGEST_PAYLOAD)

@@ -145,8 +145,10 @@ class UtpLink:
         if self._over:
             return
         buffers = self._records.buffers(groups)
-        if len(buffers) == 1 and self._front.send_lone(self.association, buffers[0], now):
-            return
+        if len(buffers) == len(groups):  # without payloads
+            data = buffers[0] if len(buffers) == 1 else b"".join(buffers)
+            if self._front.send_lone(self.association, data, now):
+                return
         self.association.utp.send_data(buffers, now)
         self._front.flush(self.association, now)
         self._stalled = not self._has_room
