@@ -70,6 +70,9 @@ def becomes(kind: type[Signer]) -> Sabotage:
 class Withholding(Signer):
     """Never signs, not even when it closes."""
 
+    def due(self, now: float) -> bool:
+        return False
+
     def next_timeout(self) -> float | None:
         return None
 

@@ -180,10 +180,11 @@ class Connection(SessionDriver):
             CancelledError: nothing is lost.
         """
         session = self.session
-        while (found := session.next_message()) is None:
+        inbox = session.inbox
+        while (found := inbox.next_message()) is None:
             self.check_readable()
             await self._wait()
-        if session.inbox.credits_due:
+        if inbox.credits_due:
             self._schedule_pump()
         data, priority, mark = found
         return Message(data, priority, self, mark)

@@ -84,27 +84,24 @@ class Delivery:
         Raises:
             RemoteProtocolError: the peer broke the protocol, or its signature is not what it should be.
         """
+        kind = type(frame)
+        if (aside := _ASIDE.get(kind)) is not None:
+            aside(self, frame, now)
+            return
         terms = self._terms
-        if isinstance(frame, frames.Signature):
-            self._on_signature(frame, now)
-            return
-        if isinstance(frame, frames.Seed):
-            self._on_seed(frame)
-            return
-        if isinstance(frame, frames.Service):
-            self._service(frame.body)
-            return
         message = b""
+        mark: Mark = None
         if isinstance(frame, frames.Fragment):
             whole = self._inbox.add_fragment(frame)
-            mark = None if terms is None else self._enter_fragment(frame, whole is not None, now)
+            if terms is not None:
+                mark = self._enter_fragment(frame, whole is not None, now)
             if whole is None:
                 return
             message = whole
-        else:
-            mark = None if terms is None else self._enter(frame, now)
-        if isinstance(frame, frames.Abort):
-            self._inbox.abort(frame.priority)
+        elif terms is not None:
+            mark = self._enter(frame, now)
+        if kind is frames.Abort:
+            self._inbox.abort(frame.priority)  # type: ignore[union-attr]
         elif terms is not None and terms.strict and (self._held or self._unverified()):
             verifier = self.verifier
             if self._held is None:
@@ -115,7 +112,7 @@ class Delivery:
             if isinstance(frame, frames.StreamOpen):
                 self._opening[frame.stream] = frame.priority
         else:
-            _DELIVER[type(frame)](self, frame, message, mark, now)
+            _DELIVER[kind](self, frame, message, mark, now)
 
     def peer_hears(self) -> None:
         """The peer has acknowledged its first frame."""
@@ -134,7 +131,10 @@ class Delivery:
 
     # --- signatures ----------------------------------------------------------------------------------------------
 
-    def _on_seed(self, frame: frames.Seed) -> None:
+    def _on_service(self, frame: frames.Service, now: float) -> None:
+        self._service(frame.body)
+
+    def _on_seed(self, frame: frames.Seed, now: float) -> None:
         terms = self._terms
         if terms is None or self.verifier is not None:
             raise RemoteProtocolError("a seed for signatures that were not agreed")
@@ -200,6 +200,8 @@ class Delivery:
         priority = frame.priority
         try:
             if not verifier.is_under_way(priority):
+                if last:
+                    return verifier.segment, verifier.add_batch(Kind.MESSAGE, priority, (frame.data,), now)
                 verifier.begin(priority, frame.total)
             verifier.update(priority, frame.data, now)
             if not last:
@@ -238,6 +240,12 @@ class Delivery:
             raise BadSignatureError("closed without signing all that was sent")
         self._closed(now)
 
+
+_ASIDE: Final[dict[type, Callable[[Delivery, Any, float], None]]] = {
+    frames.Signature: Delivery._on_signature,
+    frames.Seed: Delivery._on_seed,
+    frames.Service: Delivery._on_service,
+}
 
 _DELIVER: Final[dict[type, Callable[[Delivery, Any, bytes, Mark, float], None]]] = {
     frames.Messages: Delivery._messages,

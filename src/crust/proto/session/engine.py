@@ -257,10 +257,12 @@ class Session:
             self._ack_due = False
             self._unacked_bytes = 0
             self._timers.clear(Timer.ACK)
-        if outbox.signer is not None and (due := outbox.signer.next_timeout()) is not None:
-            self._timers.set_if_unset(Timer.SIGN, due)
-        if outbox.retained_bytes:
-            self._timers.set_if_unset(Timer.STALL, now + path.patience)
+        timers = self._timers.deadlines
+        signer = outbox.signer
+        if signer is not None and Timer.SIGN not in timers and (due := signer.next_timeout()) is not None:
+            timers[Timer.SIGN] = due
+        if outbox.retained_bytes and Timer.STALL not in timers:
+            timers[Timer.STALL] = now + path.patience
 
     def _resend(self, path: SessionPath, group: GroupBuilder) -> None:
         resend, acked = path.resend, self.outbox.acked
@@ -292,7 +294,8 @@ class Session:
                 numbered = self._receive(path, frame, now) or numbered
             if numbered:
                 self._note_unacknowledged(size, now)
-                self._paths.follow(path, now)
+                if path is not self._paths.active:
+                    self._paths.follow(path, now)
             self.delivery.check_overdue(now)
         except RemoteProtocolError as error:
             lost = PeerLost(None, f"the peer broke the protocol: {error}", getattr(error, "proof", ()))

@@ -180,6 +180,9 @@ class Inbox:
         if assembly is None:
             if frame.total > self._max_message_bytes:
                 raise RemoteProtocolError(f"a message of {frame.total} bytes is over {self._max_message_bytes}")
+            if frame.total == cost:  # all of it
+                self._charge(priority, cost + MESSAGE_COST)
+                return frame.data
             assembly = self._assemblies[priority] = _Assembly(frame.total)
             cost += MESSAGE_COST
             self._cover(priority, self._received[priority] + frame.total + MESSAGE_COST)

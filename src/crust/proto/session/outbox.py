@@ -284,7 +284,7 @@ class Outbox:
         while self._control and group.room > _CONTROL_FRAME:
             self._write(group, self._control.pop(0)(self.next_number), None, 0)
         signer = self.signer
-        if signer is not None and (signer.due(now) or self._is_slow(group, signer)):
+        if signer is not None and (signer.due(now) or (group.most == 1 and self._is_slow(signer))):
             self._sign(group, now)
         waiting = self._bits
         while waiting and self._can_write(group):
@@ -302,9 +302,10 @@ class Outbox:
             self.close_number = self.next_number
             self._write(group, frames.serialize_close(self.next_number, self.close_code), None, 0)
 
-    def _is_slow(self, group: GroupBuilder, signer: Signer) -> bool:
+    @staticmethod
+    def _is_slow(signer: Signer) -> bool:
         """Whether to sign early: on a slow path even what was written within 20 ms may be under way for seconds."""
-        return group.most == 1 and signer.unsigned_bytes >= _SLOW_SIGNATURE and signer.next_timeout() is not None
+        return signer.unsigned_bytes >= _SLOW_SIGNATURE and signer.next_timeout() is not None
 
     @property
     def session_known(self) -> bool:
@@ -389,6 +390,8 @@ class Outbox:
                 if not batch:
                     popleft()
                     self.expiring -= deadline is not None
+                    if size <= frames.RECORD_LIMIT and size + MESSAGE_COST <= credit:
+                        return self._write_whole(group, priority, data, now)
                     self._large[priority] = _Large(data, deadline)
                     self._unqueue(priority, 0, 1)
                     return self._write_fragment(group, priority, now)
@@ -437,6 +440,19 @@ class Outbox:
         self.done_count[priority] += 1
         self.expired += 1
         self.expiring -= 1
+
+    def _write_whole(self, group: GroupBuilder, priority: int, data: bytes, now: float) -> bool:
+        """Write a message that is one payload record."""
+        size = len(data)
+        self.spent[priority] += size + MESSAGE_COST
+        self._unqueue(priority, size, 1)
+        self.done_count[priority] += 1
+        self.messages_sent += 1
+        head = frames.serialize_fragment(self.next_number, priority, size, size, True)
+        self._write(group, head, memoryview(data), size)
+        if self.signer is not None:
+            self.signer.add_batch(Kind.MESSAGE, priority, (data,), now)
+        return True
 
     def _write_fragment(self, group: GroupBuilder, priority: int, now: float) -> bool:
         large = self._large[priority]

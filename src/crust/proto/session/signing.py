@@ -164,6 +164,8 @@ class _Ledger:
         self._first = 0  # number of its first unit
         self._next = 0  # number of the next unit
         self._bytes = 0  # in the units since the last signature
+        self._late_bytes = 0  # that came when a signature was due already
+        self._since = 0.0  # when the first unit since the last signature was added
         self._tags = array("Q")  # kind, priority and length of each of these, as in the head of its leaf
         self._leaves: list[bytes] = []  # of these, as far as they have been made
         self._waiting: list[Buffer] = []  # for the others: contents, or hashes of long ones
@@ -229,26 +231,28 @@ class _Ledger:
             The number of the first.
         """
         first = self._next
+        if not buffers:
+            return first
         tag = kind << 48 | priority << 40
         waiting = self._waiting
+        if not self._tags:
+            self._since = now
         if len(buffers) == 1:
             content = buffers[0]
             size = len(content)
-            self._note(size, now)
             self._tags.append(tag | size)
             waiting.append(self._new_hash(content).digest() if size > INLINE_CONTENT else bytes(content))
-        elif buffers:
+        else:
             lengths = list(map(len, buffers))
             size = sum(lengths)
-            self._note(size, now)
             self._tags.extend(map(tag.__or__, lengths))
             if max(lengths) > INLINE_CONTENT:
                 new_hash = self._new_hash
                 buffers = [b if len(b) <= INLINE_CONTENT else new_hash(b).digest() for b in buffers]
             # What is hashed later is kept as bytes, which cannot change until then.
             waiting += buffers if len(buffers) >= _ENOUGH else map(bytes, buffers)
-        else:
-            return first
+        if self._bytes >= TARGET_BYTES:
+            self._late_bytes += size
         self._bytes += size
         self._next = first + len(buffers)
         if len(waiting) >= _ENOUGH:
@@ -266,9 +270,10 @@ class _Ledger:
         self._open[priority] = _Content(total, self._new_hash)
 
     def update(self, priority: int, buffer: Buffer, now: float) -> None:
-        """Take the next fragment of the message under way in a priority."""
+        """Take the next fragment of the message under way in a priority; one that is all of it goes by `add_batch`."""
         content = self._under_way(priority)
-        self._note_fragment(len(buffer), now)
+        if self._bytes >= TARGET_BYTES:
+            self._late_bytes += len(buffer)
         content.missing -= len(buffer)
         if content.hash is None:
             content.kept += buffer
@@ -288,7 +293,8 @@ class _Ledger:
         if content.missing:
             raise LocalProtocolError(f"fragments do not add up: {content.missing} bytes of the message are missing")
         del self._open[priority]
-        self._note(0, now)
+        if not self._tags:
+            self._since = now
         self._bytes += content.total
         number = self._next
         self._next = number + 1
@@ -306,12 +312,6 @@ class _Ledger:
         return self.add_batch(Kind.ABORTED, priority, (b"",), now)
 
     # --- inside ----------------------------------------------------------------------------------------------------
-
-    def _note(self, size: int, now: float) -> None:
-        """Units are about to be added, with `size` bytes that have not been counted as fragments."""
-
-    def _note_fragment(self, size: int, now: float) -> None:
-        """A fragment is about to be added."""
 
     def _under_way(self, priority: int) -> _Content:
         try:
@@ -377,13 +377,14 @@ class Signer(_Ledger):
     ) -> None:
         super().__init__(identity.id, receiver, hash_id, seed, session_id)
         self._identity = identity
-        self._since = 0.0  # when the first unsigned unit was added
         self.delay = SIGNATURE_DELAY
 
     def due(self, now: float) -> bool:
         """Whether to sign now (PROTOCOL 19)."""
-        deadline = self.next_timeout()
-        return deadline is not None and now >= deadline
+        units = len(self._tags)
+        if not units or self._direction is None:
+            return False
+        return now >= self._since + self.delay or self._bytes >= TARGET_BYTES or units >= TARGET_UNITS
 
     def next_timeout(self) -> float | None:
         """When `due` becomes true if nothing is added, in the past if it is; None: not before something is."""
@@ -416,10 +417,6 @@ class Signer(_Ledger):
         signed = msgspec.structs.replace(unsigned, signature=signature)
         self._start_batch(len(self._tags), self._bytes)
         return signed.body()
-
-    def _note(self, size: int, now: float) -> None:
-        if not self._tags:
-            self._since = now
 
 
 class _Batch:
@@ -486,9 +483,8 @@ class Verifier(_Ledger):
         self._segment_start = 0
         self._segments: list[tuple[int, int, Segment]] = []  # earlier ones with unsigned units, from start to end
         self._signatures: list[bytes] = []
-        self._late_bytes = 0  # that came when a signature was due already
         self._waited = 0.0  # time during which frames kept coming, but no signature
-        self._heard = 0.0  # when the last frame came
+        self._heard = 0.0  # when the last frames came
 
     def overdue(self, now: float) -> str | None:
         """Whether the peer withholds its signature (PROTOCOL 19); to be asked whenever frames have come.
@@ -496,7 +492,9 @@ class Verifier(_Ledger):
         Returns:
             How, in words; None if it does not.
         """
-        self._note_fragment(0, now)
+        if self._tags:
+            self._waited += min(now - max(self._heard, self._since), _LONGEST_GAP)
+        self._heard = now
         # A single message may be larger than the limit: bytes count from where a signature is due.
         if self._late_bytes > LIMIT_BYTES - TARGET_BYTES:
             return f"signature withheld: over {LIMIT_BYTES >> 20} MiB unsigned"
@@ -581,13 +579,3 @@ class Verifier(_Ledger):
             if overlap or earlier.batch == statement.batch:
                 return BadSignatureError("bad signature: the peer has signed twice differently", (earlier, statement))
         return BadSignatureError("bad signature: not over the units that follow the last one", (statement,))
-
-    def _note(self, size: int, now: float) -> None:
-        self._note_fragment(size, now)
-
-    def _note_fragment(self, size: int, now: float) -> None:
-        if self._tags:
-            self._waited += min(now - self._heard, _LONGEST_GAP)
-            if self._bytes >= TARGET_BYTES:
-                self._late_bytes += size
-        self._heard = now

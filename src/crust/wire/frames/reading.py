@@ -23,6 +23,7 @@ from crust.wire.frames.layout import (
     GONE_BODY,
     HELLO,
     HELLO_BODY,
+    LENGTH,
     MAX_STREAMS,
     MESSAGES,
     MESSAGES_BODY,
@@ -187,6 +188,9 @@ def _parse_messages(cursor: _Cursor) -> Messages:
     if not count:
         raise RemoteProtocolError("a MESSAGES frame is empty")
     data, at = cursor.data, cursor.at
+    if count == 1:  # as a request or its answer is
+        cursor.at += LENGTH.size
+        return Messages(number, _priority(priority), [cursor.take(*LENGTH.unpack_from(data, at))])
     sizes = struct.unpack_from(f">{count}H", data, at)
     at += 2 * count
     messages: list[bytes] = []

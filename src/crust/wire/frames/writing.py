@@ -21,6 +21,7 @@ from crust.wire.frames.layout import (
     GONE_BODY,
     HELLO,
     HELLO_BODY,
+    LENGTH,
     MAX_STREAMS,
     MESSAGES,
     MESSAGES_BODY,
@@ -143,6 +144,8 @@ def serialize_datagram(data: bytes) -> bytes:
 def serialize_messages(number: int, priority: int, messages: Sequence[bytes]) -> bytes:
     """A MESSAGES frame; the caller keeps it within a record and within 65,535 messages."""
     count = len(messages)
+    if count == 1:  # as a request or its answer is
+        return b"".join((MESSAGES_BODY.pack(MESSAGES, number, priority, 1), LENGTH.pack(len(messages[0])), messages[0]))
     head = MESSAGES_BODY.pack(MESSAGES, number, priority, count)
     return b"".join((head, struct.pack(f">{count}H", *map(len, messages)), *messages))
 
