@@ -50,6 +50,9 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+_MOST_FILE_BYTES: Final = 256 * KIB
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a node does and how much it may use.
 
@@ -181,10 +184,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         try:
             with open(path, "rb") as file:
-                table = tomllib.load(file)
+                data = file.read(_MOST_FILE_BYTES + 1)
+            if len(data) > _MOST_FILE_BYTES:
+                raise ConfigError(f"{path}: a configuration has at most {_MOST_FILE_BYTES >> 10} KiB")
+            table = tomllib.loads(data.decode())
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except RecursionError as error:
+            raise ConfigError(f"{path}: not TOML: nested too deeply") from error
+        except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
             raise ConfigError(f"{path}: not TOML: {error}") from error
         return cls.from_dict(table, source=str(path))
 

@@ -57,3 +57,22 @@ def test_files_that_are_no_toml(tmp_path: Path, data: bytes, text: str) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         Config.from_file(tmp_path / "crust.toml")
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"a=" + b"[" * 100_000, "nested too deeply"),
+        (b"heartbeat=" + b"9" * 100_000, "not TOML"),
+        (b"network_name='" + b"x" * 300_000 + b"'", "at most 256 KiB"),
+        (b"\xff\xfea", "not TOML"),
+        (b"network_name='\0'", "not TOML"),
+        (b"x" * 100, "not TOML"),
+    ],
+)
+def test_files_that_are_none(tmp_path: Path, data: bytes, sentence: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=sentence) as found:
+        Config.from_file(path)
+    assert len(str(found.value)) < 400 + len(str(path))

@@ -18,6 +18,7 @@ __all__ = [
     "format_bytes",
     "format_duration",
     "printable",
+    "printable_lines",
     "table",
     "to_json",
 ]
@@ -58,7 +59,7 @@ class Output:
             OutputClosed: the reader of our output is gone.
         """
         if not self.json:
-            self._write(text)
+            self._write(printable_lines(text))
         elif record is not None:
             self.record(record)
 
@@ -75,7 +76,7 @@ class Output:
         """Print a line of talk on standard error."""
         if self._err is not None and not self.quiet:
             with contextlib.suppress(OSError, ValueError):
-                print(text, file=self._err, flush=True)
+                print(printable_lines(text), file=self._err, flush=True)
 
     def is_terminal(self) -> bool:
         """True if talk goes to a terminal, so that it may be redrawn."""
@@ -119,6 +120,13 @@ def to_json(value: Any) -> Any:
 def printable(text: str) -> str:
     """The text without anything that could steer a terminal: what peers say is shown through this."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same, line by line: the last thing between any text and the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def format_bytes(count: float) -> str:

@@ -38,6 +38,7 @@ _TRANSPORTS: Final[dict[Transport, int]] = {"tcp": 1, "utp": 2}
 _KINDS: Final[tuple[CandidateKind, ...]] = get_args(CandidateKind)  # the index is the number on the wire
 _ADDRESS_BYTES: Final = (4, 16)
 _MAX_NAME: Final = 253
+_MAX_ADDRESS: Final = 280  # a name, or an address with the name of an interface, and the port
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,8 @@ def _both(host: str, port: int) -> tuple[Candidate, ...]:
 
 def _parse_address(text: str) -> tuple[str, int]:
     """Host and port of `HOST:PORT` or `[IPV6]:PORT`."""
+    if len(text) > _MAX_ADDRESS:
+        raise ParseError(f"an address has at most {_MAX_ADDRESS} characters, not {len(text)}")
     host, colon, port = text.strip().rpartition(":")
     if not colon or port.endswith("]"):
         raise ParseError(f"{text!r}: the port is missing, as in PEERID@HOST:PORT")

@@ -281,3 +281,26 @@ class TestTarget:
         target: Any = parse_target(str(FULL))
         assert isinstance(target, Contact)
         assert isinstance(target.id, PeerId)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "crust:" + "a" * 1_000_000,
+        "crust" + "a" * 1_000_000,
+        " " * 1_000_000,
+        "@" * 1_000_000,
+        "crust:\x1b]0;title\x07",
+        f"{ID}@" + "a" * 1_000_000 + ":1",
+        f"{ID}@1.2.3.4:" + "1" * 1_000_000,
+        f"{ID}@[" + ":" * 1_000_000 + "]:5",
+        f"{ID}@[fe80::1%" + "x" * 1000 + "]:5",
+        f"{ID}@\x1b[31mhost:55",
+    ],
+)
+def test_what_somebody_may_have_one_paste(text: str) -> None:
+    """One short sentence, soon, in which nothing steers a terminal."""
+    with pytest.raises(ParseError) as found:
+        parse_target(text)
+    assert len(str(found.value)) < 200
+    assert str(found.value).isprintable()
