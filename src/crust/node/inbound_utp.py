@@ -115,7 +115,8 @@ class UtpInbound(Inbound):
 
     def _make_path(self, connection: Connection, rtt: float, at_ms: float) -> AnyPath:
         assert self._link is not None
-        return self._core.add_utp_path(connection, self._link, kind="direct", rtt=rtt, at_ms=at_ms)
+        kind = self._front.kind_of(connection.peer, self._link.remote)
+        return self._core.add_utp_path(connection, self._link, kind=kind, rtt=rtt, at_ms=at_ms)
 
     def _abort(self) -> None:
         if self._link is not None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from crust.crypto.keys import PeerId
 from crust.net.clock import monotonic
-from crust.node.attempt import DialledPath, Punch
+from crust.node.attempt import DialledPath, Punch, path_kind
 from crust.node.core import Core
 from crust.node.dial_utp import UtpDialled
 from crust.node.udp import UdpFront, UtpDial, UtpLink
@@ -25,7 +25,7 @@ from crust.proto.nat.punch import PunchOptions, SocketsWanted
 from crust.proto.nat.strategy import Approach, Plan
 from crust.proto.nat.terms import Terms
 from crust.proto.nat.udp_punch import UdpPuncher
-from crust.types import Attempt, Candidate
+from crust.types import Attempt, Candidate, PathKind
 
 __all__ = ["UtpPunch"]
 
@@ -153,6 +153,11 @@ class UtpPunch:
                 self._engine.unreachable(ours, target, monotonic())
                 self._pump()
                 return
+
+    def kind_of(self, source: Address) -> PathKind:
+        """How a path to where the peer comes from came up."""
+        known = (wanted.kinds[source] for wanted in self._wanted if source in wanted.kinds)
+        return path_kind(next(known, Candidate("utp", *source, "peer-reflexive")))
 
     def _dialled(self, future: asyncio.Future[UtpLink]) -> None:
         """Our handshake has succeeded, or was refused."""

@@ -31,6 +31,7 @@ from crust.proto.tunnel.events import (
     TunnelEvent,
 )
 from crust.proto.utp.config import UtpConfig
+from crust.types import PathKind
 from crust.wire.service import REACH_BYTES
 from crust.wire.stun import looks_like_stun
 from crust.wire.tunnel import OVERHEAD_BYTES
@@ -66,6 +67,9 @@ class PunchWatcher(Protocol):
 
     def unreachable(self, number: int, target: tuple[str, int]) -> None:
         """ICMP says that nobody is there."""
+
+    def kind_of(self, source: tuple[str, int]) -> PathKind:
+        """How a path to where the peer comes from came up."""
 
 
 class UtpDial:
@@ -244,6 +248,11 @@ class UdpFront:
         found = self._dials[dial] = UtpDial(dial, self._loop.create_future())
         self._punches[peer] = watcher
         return found
+
+    def kind_of(self, peer: PeerId, source: tuple[str, int]) -> PathKind:
+        """How a path that a peer has begun came up."""
+        watcher = self._punches.get(peer)
+        return "direct" if watcher is None else watcher.kind_of(source)
 
     async def main_socket(self, host: str) -> int:
         """The socket that will carry data to a host.
