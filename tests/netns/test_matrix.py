@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from crust.crypto.keys import Identity
 from crust.testing.natlab import (
     NATS,
     Findings,
@@ -20,10 +21,13 @@ from crust.testing.natlab import (
     Outcome,
     expect,
     matrix,
+    programs,
     prove,
     run_matrix,
     table,
 )
+from crust.types import Candidate
+from crust.wire.contact import Contact
 
 pytestmark = pytest.mark.netns
 
@@ -131,13 +135,44 @@ async def test_kinds_prove_themselves_before_they_are_used(lab: Lab, monkeypatch
     assert proved == ["full-cone", "public"]
 
 
-async def test_a_program_that_does_not_start(lab: Lab) -> None:
+async def test_several_at_a_time_in_places_of_their_own(lab: Lab) -> None:
+    pairs = [("public", "full-cone"), ("full-cone", "public"), ("full-cone", "full-cone")]
+    dials = run_matrix(lab, Puncher(), pairs=pairs, transports=["utp"], tries=2, check_kinds=False, jobs=3)
+    found = [each async for each in dials]
+    assert sorted({(each.first, each.second) for each in found}) == sorted(pairs)
+    assert len(found) == 6
+    assert all(each.direct for each in found), [each.result for each in found]
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+async def test_a_program_that_does_not_start(lab: Lab, jobs: int) -> None:
     class Broken(Puncher):
         def listener(self, *_: object) -> Sequence[str]:
             return ["false"]
 
+    dials = run_matrix(
+        lab, Broken(), pairs=[("public", "public")] * 4, transports=["utp"], check_kinds=False, jobs=jobs
+    )
     with pytest.raises(LabError, match="listener ended with code 1"):
-        await outcomes(lab, [("public", "public")], "utp", Broken())
+        [each async for each in dials]
+
+
+@pytest.mark.parametrize(
+    ("late", "tries", "spread"),
+    [(0.0, 2, [0.0, 0.0]), (1.0, 2, [1.0, 1.0]), ((0.0, 2.0), 3, [0.0, 1.0, 2.0]), ((0.5, 2.0), 1, [2.0])],
+)
+def test_lateness_is_spread_over_the_tries(late: float | tuple[float, float], tries: int, spread: list[float]) -> None:
+    assert matrix._lateness(late, tries) == spread
+
+
+def test_dead_addresses_come_first() -> None:
+    peer = Identity.generate().id
+    own = Candidate("tcp", "11.0.1.1", 443)
+    for line in ({"id": str(peer)}, {"id": str(peer), "contact": str(Contact(peer, (own,)))}):
+        contact = Contact.parse(programs.with_dead_candidates(line, 20))
+        assert contact.id == peer
+        assert len({each.host for each in contact.candidates[:20]}) == 10
+        assert contact.candidates[20:] == ((own,) if "contact" in line else ())
 
 
 @pytest.mark.parametrize(
@@ -164,6 +199,13 @@ async def test_a_program_that_does_not_start(lab: Lab) -> None:
 def test_expectations(first: str, second: str, transport: str, within: float | None) -> None:
     assert expect(first, second, transport).within_ms == within
     assert expect(second, first, transport) == expect(first, second, transport)
+
+
+def test_the_race_is_expected_to_be_as_good_as_the_better_transport() -> None:
+    assert expect("udp-blocked", "full-cone", "any") == expect("udp-blocked", "full-cone", "tcp")
+    assert expect("symmetric-random", "port-restricted", "any") == expect("symmetric-random", "port-restricted", "utp")
+    assert expect("public", "cgnat", "any").within_ms == 250
+    assert not expect("symmetric-random", "symmetric-random", "any").direct
 
 
 def test_every_pair_has_an_expectation() -> None:
