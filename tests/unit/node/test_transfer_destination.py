@@ -332,6 +332,22 @@ def test_a_path_through_a_link_is_refused(top: Path, into: Path, tmp_path: Path,
     assert not (into / "top" / "small").exists()
 
 
+@pytest.mark.parametrize("name", [".bashrc", ".ssh"])
+def test_settings_in_the_home_folder_are_not_received(
+    tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Where they do not exist yet they are nobody's to protect but ours."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "authorized_keys").write_text("mine")
+    monkeypatch.setenv("HOME", str(into))
+    with pytest.raises(TransferRefusedError, match="settings in the home folder"):
+        Transfer(scan([tmp_path / name]), into, overwrite=True).run()
+    assert not list(into.iterdir())
+    (into / "elsewhere").mkdir()
+    Transfer(scan([tmp_path / name]), into / "elsewhere").run()
+    assert (into / "elsewhere" / name / "authorized_keys").read_text() == "mine"
+
+
 def test_a_file_where_a_folder_belongs(top: Path, into: Path) -> None:
     (into / "top").write_text("file")
     with pytest.raises(TransferRefusedError, match="folder top exists"):

@@ -80,6 +80,7 @@ def test_round_trip() -> None:
         ("prn .txt", "device"),
         (".crust-partial", "unfinished"),
         (".CRUST-Partial", "unfinished"),
+        (".crust-partial. ", "unfinished"),
     ],
 )
 def test_hostile_names_are_refused(name: str, why: str) -> None:

@@ -108,6 +108,7 @@ class Destination:
             TransferRefusedError: something is in the way, or files exist with another size.
             TransferError: the disk has no room, or fails.
         """
+        self._spare_settings()
         try:
             self._look()
         except OSError as error:
@@ -117,6 +118,14 @@ class Destination:
         progress.files, progress.bytes = self.manifest.files, self.manifest.bytes
         progress.check_bytes = sum(found.have for found in self._found.values())
         return [PlanItem(found.number, found.have) for found in self._found.values()]
+
+    def _spare_settings(self) -> None:
+        """In the home folder hidden names say what programs do, when the user logs in for one."""
+        if self._directory == os.path.realpath(os.path.expanduser("~")):
+            for entry in self.manifest:
+                if entry.folder == TOP and entry.name.startswith("."):
+                    text = f"{shown(entry.name)} belongs to the settings in the home folder"
+                    raise TransferRefusedError(f"{text}: receive into another folder")
 
     def _look(self) -> None:
         partials = self._staging.list()

@@ -144,7 +144,7 @@ class ManifestBuilder:
         if entry.folder == TOP:
             if _DRIVE.match(entry.name):
                 raise NameRefusedError("it begins with a drive letter")
-            if _fold(entry.name) == STAGING_NAME:
+            if _fold(entry.name).rstrip(". ") == STAGING_NAME:  # Windows drops dots and blanks at the end
                 raise NameRefusedError("it is where unfinished files are kept")
         depth, path_bytes = self._folders[entry.folder]
         if depth >= MAX_DEPTH:
