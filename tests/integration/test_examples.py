@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import os
 import pathlib
 import re
 import subprocess
@@ -24,16 +25,19 @@ SAID = {
     "priorities.py": r"URGENT 4 bytes\nBULK 30000000 bytes",
     "receipts.py": r"number 0 in this session\nsigned by crust[a-z2-7]{56}\nrefused: .+",
     "rendezvous.py": r"(not yet: .*\n)*connected: True path: direct (tcp|utp) \S+ -> \S+",
+    "swap_contacts.py": r"connected: True",
     "streams.py": r"log: 7 bytes\npicture: 100000 bytes",
     "survive.py": r"(event: PeerConnected\n)?arrived: b'an order'\nclosed in good order",
 }
 PAIRS = {"hello_server.py", "hello_client.py"}
 
 
+QUIET = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "quiet")}
+
+
 def python(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", *arguments], cwd=cwd, capture_output=True, text=True, timeout=50, check=False
-    )
+    command = [sys.executable, "-W", "error", *arguments]
+    return subprocess.run(command, cwd=cwd, env=QUIET, capture_output=True, text=True, timeout=50, check=False)
 
 
 def blocks(page: Path) -> Iterator[str]:
@@ -62,7 +66,11 @@ def sorted_events(output: str) -> list[str]:
 
 async def test_server_and_client(tmp_path: Path) -> None:
     server = await asyncio.create_subprocess_exec(
-        sys.executable, ROOT / "examples" / "hello_server.py", cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+        sys.executable,
+        ROOT / "examples" / "hello_server.py",
+        cwd=tmp_path,
+        env=QUIET,
+        stdout=asyncio.subprocess.PIPE,
     )
     assert server.stdout is not None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -18,6 +19,8 @@ __all__ = ["Bootstrap"]
 _PAUSE_FIRST: Final = 1.0
 _PAUSE_MOST: Final = 60.0
 _DIAL_TIMEOUT: Final = 10.0
+_WIDE_SECONDS: Final = 0.5
+_WIDEN_AGAIN: Final = 60.0
 
 
 class Bootstrap:
@@ -28,6 +31,7 @@ class Bootstrap:
         contacts: whom to stay connected to.
         connect: dials one of them, within some seconds.
         connected: called with each connection that comes up.
+        widen: gives a connection paths over the other IP version, where there is one.
     """
 
     def __init__(
@@ -36,11 +40,13 @@ class Bootstrap:
         contacts: Sequence[Contact],
         connect: Callable[[Contact, float], Awaitable[Connection]],
         connected: Callable[[Connection], None],
+        widen: Callable[[Connection], Awaitable[None]],
     ) -> None:
         self._core = core
         self._contacts = list(contacts)
         self._connect = connect
         self._connected = connected
+        self._widen = widen
         self._tasks: list[asyncio.Task[None]] = []
         self._tried: dict[Contact, asyncio.Event] = {contact: asyncio.Event() for contact in self._contacts}
 
@@ -66,11 +72,31 @@ class Bootstrap:
                 self._tried[contact].set()
             else:
                 self._connected(connection)
-                self._tried[contact].set()
                 pause = _PAUSE_FIRST
-                await connection.wait_ended()
+                await self._hold(contact, connection)
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - spreads reconnections
             pause = min(2 * pause, _PAUSE_MOST)
+
+    async def _hold(self, contact: Contact, connection: Connection) -> None:
+        """Until a connection ends, see that it has paths over both IP versions."""
+        ended = self._core.loop.create_task(connection.wait_ended())
+        try:
+            while not ended.done():
+                widening = self._core.loop.create_task(self._hold_wide(connection))
+                try:
+                    # Whoever waits for us wants both outside addresses, if the second one is not far behind.
+                    await asyncio.wait((widening,), timeout=None if self._tried[contact].is_set() else _WIDE_SECONDS)
+                    self._tried[contact].set()
+                    await asyncio.wait((widening,))
+                    await asyncio.wait((ended,), timeout=_WIDEN_AGAIN)
+                finally:
+                    widening.cancel()
+        finally:
+            ended.cancel()
+
+    async def _hold_wide(self, connection: Connection) -> None:
+        with contextlib.suppress(CrustError, OSError):
+            await self._widen(connection)
 
     def close(self) -> None:
         """Stop keeping them."""

@@ -31,6 +31,7 @@ _ANSWERING_SECONDS: Final = 15.0
 _KNOWN_PEERS: Final = 4096
 _RTT_LEAST: Final = 0.05
 _RTT_UNKNOWN: Final = 0.1
+_WIDEN_SECONDS: Final = 3.0
 
 
 class _Mode(enum.Enum):
@@ -166,6 +167,33 @@ class Dials:
         if task is None:
             task = self._start_dial(contact, Report(str(contact.id)), monotonic(), limit, _Mode.DIRECT)
         return await self._wait_for_dial(contact.id, task)
+
+    async def widen(self, connection: Connection) -> None:
+        """Give the connection to a rendezvous a path of each transport over the IP version that it has none of.
+
+        So that it sees us, and tells our outside addresses, over both. Failures are of no interest.
+        """
+        peer = connection.peer
+        there = {path.remote.startswith("[") for path in connection.paths}
+        wanted = [each for each in self.known(peer) if (":" in each.host) not in there]
+        groups = [[each for each in wanted if each.transport == t] for t in self._core.config.transports]
+        await asyncio.gather(*(self._add_path(connection, group) for group in groups if group))
+
+    async def _add_path(self, connection: Connection, candidates: list[Candidate]) -> None:
+        started = monotonic()
+        feed = CandidateFeed(candidates)
+        feed.own_port = True
+        feed.close()
+        report = Report(str(connection.peer))
+        try:
+            async with asyncio.timeout(_WIDEN_SECONDS):
+                won = await self._dialler.race(connection.peer, feed, report, started)
+        except (ConnectError, OSError, TimeoutError):
+            return
+        if self._given_up(connection):
+            won.abort()
+        else:
+            won.attach(self._core, connection, (monotonic() - started) * 1000)
 
     def called(self, contact: Contact, candidates: Sequence[Candidate], terms: Terms) -> bool:
         """A peer dials us through a rendezvous: dial it too, so that NATs on both sides open (PROTOCOL 21).

@@ -297,16 +297,17 @@ class SessionDriver(ABC):
             self._owner.path_needed(self._front)
 
     def close_surplus(self) -> None:
-        """Close every path but the one that carries our data and the best one of the other transport, which stands by.
+        """Close every path but the one that carries our data, and the best one of each other transport and IP version.
 
-        The larger PeerId's task (PROTOCOL 12).
+        These stand by, and over those of a rendezvous it is seen from where they come. The larger PeerId's task
+        (PROTOCOL 12).
         """
         active = self.session.active_path
         if active is None or active not in self._paths or not self.session.confirmed(active):
             return
-        kept = {self._paths[active].info.transport: active}
+        kept = {_way(self._paths[active]): active}
         for path_id in sorted(self._paths, key=self.session.path_rank):
-            if kept.setdefault(self._paths[path_id].info.transport, path_id) != path_id:
+            if kept.setdefault(_way(self._paths[path_id]), path_id) != path_id:
                 self.session.close_path(path_id)
                 self._write(self._paths[path_id], monotonic())
                 self._drop_path(path_id, "surplus", monotonic())
@@ -379,3 +380,8 @@ class SessionDriver(ABC):
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _way(path: AnyPath) -> tuple[Transport, bool]:
+    """The transport of a path, and whether it is over IPv6."""
+    return path.info.transport, path.info.remote.startswith("[")

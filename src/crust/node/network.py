@@ -67,7 +67,7 @@ class Neighbourhood:
         named = {contact.id for contact in contacts}
         self.surroundings = Surroundings(core, front, local_for, listens_on, named.__contains__)
         self.signalling = Signalling(core, self.candidates, callee, listens_on, self.surroundings)
-        self.bootstrap = Bootstrap(core, contacts, connect, self.signalling.use)
+        self.bootstrap = Bootstrap(core, contacts, connect, self.signalling.use, callee.widen)
 
     # --- Services ------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from crust.node.connection import Connection
 from crust.node.core import Core
 from crust.node.rendezvous import sign_presence
 from crust.node.surroundings import Surroundings
+from crust.proto.nat.strategy import Approach
 from crust.proto.nat.terms import Standing, Terms, parse_standings, serialize_standing
 from crust.proto.signal import DialMemory, offer_hash, open_offer, seal_offer
 from crust.types import Candidate, Transport
@@ -42,6 +43,9 @@ _CANDIDATES_MOST: Final = 32
 _DIAL_SECONDS: Final = 15.0
 """So long further candidates are of use."""
 
+_BY_PREDICTION: Final = (Approach.PREDICTED, Approach.MEET)
+"""Where our own next ports matter."""
+
 _ANSWERS_KEPT: Final = 256
 
 _TRICKLE_PAUSE: Final = 0.02
@@ -66,6 +70,9 @@ class Callee(Protocol):
 
     def more(self, peer: PeerId, candidates: Sequence[Candidate]) -> None:
         """It has further candidates."""
+
+    async def widen(self, connection: Connection) -> None:
+        """Give a connection paths over the other IP version, where there is one."""
 
 
 @dataclass(slots=True)
@@ -393,7 +400,7 @@ class Signalling:
     async def _answer_soon(self, connection: Connection, offer: Offer, message: Forwarded) -> None:
         """Answer an offer, once we know where our NAT stands."""
         peer = offer.contact.id
-        if offer.dial_id not in self._answering and not self._surroundings.ready:
+        if offer.dial_id not in self._answering and self._must_prepare(offer):
             await self._surroundings.prepare()
         terms = self._answering.get(offer.dial_id)
         if terms is None:
@@ -416,6 +423,15 @@ class Signalling:
         if answer is not None:
             answer.terms, answer.told = terms, self._told()
             answer.ways.append((connection, answers))
+
+    def _must_prepare(self, offer: Offer) -> bool:
+        """Whether to ask where our NAT stands before we answer: not if the peer takes us from whatever port."""
+        if self._surroundings.learning:
+            return True
+        now = monotonic()
+        terms = Terms(self._surroundings.standings(), parse_standings(offer.nats, now))
+        plans = [terms.plan(transport).approach for transport in terms.ours]
+        return not self._surroundings.ready and any(plan in _BY_PREDICTION for plan in plans)
 
     def _keep_answer(self, offer: Offer) -> None:
         """Remember a dial, whose further candidates are taken, and who is told of ours."""
