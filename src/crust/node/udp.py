@@ -146,12 +146,21 @@ class UdpFront:
         found = self._sockets[number] = UdpSocket(self._loop, sock, number, self, self._features)
         return found
 
-    async def _socket_for(self, family: int) -> UdpSocket:
-        """A socket to dial from: one that listens on every address, if there is, so that answers find it later, too."""
+    async def _socket_for(self, host: str) -> UdpSocket:
+        """A socket to dial from: one that listens on every address, or on ours on the way there, if there is.
+
+        What answers then finds it later, too, and the outside address that others see is the one that we tell.
+        """
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = [s for n, s in self._sockets.items() if s.family == family and n not in self._extra]
         for found in listening:
             if found.local[0] == _ANY[socket.AddressFamily(family)]:
                 return found
+        if listening:
+            own = route_info(sockaddr(host, 1), family).local
+            for found in listening:
+                if found.local[0] == own and found is not self._on_demand.get(family):
+                    return found
         found = self._on_demand.get(family) or await self.add(bind_udp(_ANY[socket.AddressFamily(family)], 0))
         self._on_demand[family] = found
         return found
@@ -220,7 +229,7 @@ class UdpFront:
             OSError: there is no way to it.
         """
         address = sockaddr(host, port)
-        sock = await self._socket_for(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        sock = await self._socket_for(host)
         sock.watch_refusals(True)
         now = monotonic()
         config, _ = self._config(sock, address)
@@ -260,7 +269,7 @@ class UdpFront:
         Raises:
             OSError: none can be opened.
         """
-        sock = await self._socket_for(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        sock = await self._socket_for(host)
         sock.watch_refusals(True)
         return sock.number
 
