@@ -87,6 +87,7 @@ class SessionPaths:
 
     __slots__ = (
         "_activated",
+        "_asked",
         "_events",
         "_limits",
         "_next_token",
@@ -115,6 +116,7 @@ class SessionPaths:
         self._outbox = outbox
         self._activated = activated
         self._pings: dict[int, tuple[float, int | None]] = {}  # when sent, and on which path alone
+        self._asked: set[int] | None = None  # of these, the application's: repeated on the next path until answered
         self._next_token = 1
 
     # --- coming and going ----------------------------------------------------------------------------------------
@@ -133,6 +135,8 @@ class SessionPaths:
             return False
         for timer in (Timer.HEARTBEAT, Timer.DEADLINE, Timer.CHECK):
             self._timers.clear((timer, path_id))
+        for token in [token for token, (_, on) in self._pings.items() if on == path_id and not self._is_asked(token)]:
+            del self._pings[token]
         if self.active is path:
             self.active = None
             # What ended one path may have ended the others: do not wait for their heartbeat.
@@ -157,8 +161,9 @@ class SessionPaths:
         best.resend = self._outbox.unacknowledged()
         self._activated(best)
         for token, (sent_at, _) in self._pings.items():
-            best.control.append(frames.serialize_ping(token))
-            self._pings[token] = sent_at, None
+            if self._is_asked(token):
+                best.control.append(frames.serialize_ping(token))
+                self._pings[token] = sent_at, None
         self._arm_stall(now)
         return best
 
@@ -274,6 +279,9 @@ class SessionPaths:
         """Ask the peer for an answer over the active path, or over the next one."""
         path = self.active
         token = self.ping_token(path, now)
+        if self._asked is None:
+            self._asked = set()
+        self._asked.add(token)
         if path is not None:
             path.control.append(frames.serialize_ping(token))
         return token
@@ -283,18 +291,24 @@ class SessionPaths:
         token = self._next_token
         self._next_token += 1
         if len(self._pings) >= _PINGS_OUT:
-            self._pings.pop(next(iter(self._pings)))
+            self.forget_ping(next((t for t in self._pings if not self._is_asked(t)), next(iter(self._pings))))
         self._pings[token] = now, None if path is None else path.id
         return token
 
     def forget_ping(self, token: int) -> None:
         """Nobody waits for this answer any more."""
         self._pings.pop(token, None)
+        if self._asked is not None:
+            self._asked.discard(token)
+
+    def _is_asked(self, token: int) -> bool:
+        return self._asked is not None and token in self._asked
 
     def answered(self, path: SessionPath, token: int, now: float) -> None:
         """A PONG has come."""
-        ping = self._pings.pop(token, None)
+        ping = self._pings.get(token)
         if ping is not None:
+            self.forget_ping(token)
             sample = now - ping[0]
             if ping[1] == path.id:  # else an outage would count as the new path's round trip (RFC 6298 §3, Karn)
                 path.rtt += (sample - path.rtt) * _RTT_GAIN

@@ -277,6 +277,21 @@ def test_pings_are_repeated() -> None:
     assert token in [e.token for e in pair.a.events if isinstance(e, Ponged)]
 
 
+def test_a_ping_outlives_any_number_of_paths_that_answer_nothing() -> None:
+    """Each of them is probed; what the application asked must not give way to that."""
+    pair = Pair()
+    token = pair.a.session.ping(pair.clock.now)
+    for _ in range(100):
+        link = pair.add_path()
+        link.blackhole()
+        pair.a.session.probe(link.id, pair.clock.now)
+        pair.run(1.5)
+        pair.kill(link)
+    pair.add_path()
+    pair.run(1)
+    assert token in [e.token for e in pair.a.events if isinstance(e, Ponged)]
+
+
 def test_datagrams_of_a_lost_path_are_lost() -> None:
     pair = Pair()
     link = pair.add_path()
