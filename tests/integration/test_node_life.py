@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+from typing import Any
 
 import pytest
 
@@ -156,6 +158,23 @@ class TestClose:
             await asyncio.wait([closing])
             await eventually(lambda: ours.closed)
             theirs.abort()
+
+    @pytest.mark.parametrize("turns", range(5))
+    async def test_of_a_node_while_somebody_is_being_accepted(self, turns: int) -> None:
+        failures: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+        async with nothing_left():
+            bob = node(transports=["tcp"])
+            await bob.start()
+            host, _, port = bob.addresses[0].rpartition(":")
+            with socket.create_connection((host, int(port))) as knocking:
+                for _turn in range(turns):
+                    await asyncio.sleep(0)
+                await soon(bob.close())
+                knocking.settimeout(10)
+                with contextlib.suppress(ConnectionError):
+                    assert knocking.recv(1) == b""
+        assert not failures
 
     async def test_a_node_that_never_started(self) -> None:
         await node().close()

@@ -7,6 +7,7 @@ dropped when a newcomer needs its place; each has a deadline (PROTOCOL 4 and 5).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import deque
 from collections.abc import Callable
@@ -127,6 +128,11 @@ class Acceptor:
         if last is not inbound:
             self._half_open[place] = last
             self._places[last] = place
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody is let in any more."""
+        return self._closed
 
     @property
     def half_open(self) -> int:
@@ -268,8 +274,13 @@ class Acceptor:
     def close(self) -> None:
         """Close the sockets, drop what has not become a connection, wake who waits."""
         self._closed = True
+        loop = self.core.loop
         for server in self._servers:
-            server.close()
+            # asyncio accepts in two turns of the loop, and fails when the server closes between them (gh-109564).
+            for sock in server.sockets:
+                with contextlib.suppress(NotImplementedError):
+                    loop.remove_reader(sock)
+            loop.call_soon(server.close)
         for incoming in list(self._undecided):
             incoming.drop()
         for inbound in list(self._half_open):

@@ -69,6 +69,9 @@ class TcpInbound(Inbound):
 
     def stream_opened(self) -> None:
         """Take a place in the table of half-open handshakes."""
+        if self._acceptor.closed:  # it was on its way when the node closed
+            self.drop(None)
+            return
         self._set_deadline(self._core.config.handshake_timeout)
         self._acceptor.add(self)
 
