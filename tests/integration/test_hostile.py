@@ -20,6 +20,7 @@ from crust.proto.session.signing import Signer
 from crust.wire import frames
 from crust.wire.receipt import Kind
 from tests.integration.node_support import (
+    answering,
     elapsed_below,
     eventually,
     node,
@@ -27,6 +28,7 @@ from tests.integration.node_support import (
     open_descriptors,
     port_of,
     soon,
+    target,
 )
 from tests.integration.raw_peer import RawPeer
 
@@ -72,6 +74,26 @@ async def silence(reader: asyncio.StreamReader) -> None:
     """Nothing comes back, and the connection ends."""
     with contextlib.suppress(OSError):
         assert await soon(reader.read()) == b""
+
+
+PROTOCOLS = {
+    "HTTP": b"GET / HTTP/1.1\r\nHost: example.com\r\nUpgrade: websocket\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
+    "TLS": bytes.fromhex("1603010200010001fc0303") + bytes(32) + b"\x20" + bytes(32) + b"\0\2\x13\1\1\0",
+    "SSH": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "SMTP": b"EHLO example.com\r\n",
+    "SOCKS 5": b"\5\1\0\5\1\0\1\x7f\0\0\1\0\x50",
+    "SOCKS 4": b"\4\1\0\x50\x7f\0\0\1\0",
+    "BitTorrent": b"\x13BitTorrent protocol" + bytes(8) + bytes(40),
+    "RDP": bytes.fromhex("0300001300e000000000000100080003000000"),
+    "DNS": b"\0\x1d\x12\x34\1\0\0\1\0\0\0\0\0\0\7example\3com\0\0\1\0\1",
+    "Redis": b"*1\r\n$4\r\nPING\r\n",
+    "PostgreSQL": b"\0\0\0\x08\x04\xd2\x16\x2f",
+    "SMB": b"\0\0\0\x2f\xffSMBr" + bytes(40),
+    "PROXY": b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n",
+    "STUN": b"\0\1\0\0\x21\x12\xa4\x42" + bytes(12),
+}
+STRANGERS = ("outer_tag", "implausible_length", "timed_out", "hung_up")
 
 
 class TestFirstMessage:
@@ -149,6 +171,70 @@ class TestFirstMessage:
             writer.write(RawPeer(crust.Identity.generate().id, 0).first + bytes(1200))
             await silence(reader)
             assert bob.stats["handshake.outer_tag"] + bob.stats["handshake.implausible_length"] == 1
+
+    @pytest.mark.parametrize("name", PROTOCOLS)
+    async def test_other_protocols(self, name: str) -> None:
+        """No answer, not even a hang-up before a random moment, to whoever speaks another language."""
+        async with under_attack() as bob:
+            for more in (b"", bytes(1200)):
+                async with stranger(bob) as (reader, writer):
+                    loop = asyncio.get_running_loop()
+                    start = loop.time()
+                    writer.write(PROTOCOLS[name] + more)
+                    await silence(reader)
+                    assert loop.time() - start > 0.25
+            assert sum(bob.stats[f"handshake.{why}"] for why in STRANGERS) == 2
+            assert not bob.connections
+
+    async def test_replayed_after_a_restart_of_the_node(self) -> None:
+        """The cache of recent keys is gone, and still nothing comes of it: only its sender can open the answer."""
+        identity = crust.Identity.generate()
+        async with node(identity, signing="off") as bob:
+            peer = await RawPeer(bob.id, port_of(bob)).open()
+            await soon(peer.join())
+            peer.say(frames.serialize_messages(0, 4, [b"once"]))
+            theirs = await soon(anext(bob))
+            assert (await soon(theirs.receive())).data == b"once"
+            theirs.abort()
+            record = peer.seal(peer.hello())
+            peer.close()
+        async with nothing_left(), node(identity, signing="off", handshake_timeout=0.5) as bob:
+            events = bob.events()
+            async with stranger(bob) as (reader, writer):
+                writer.write(peer.first)
+                assert await soon(reader.read(1))  # it cannot be told from a new one
+                writer.write(record)
+                with contextlib.suppress(OSError):
+                    while await soon(reader.read(65536)):
+                        pass
+            async with stranger(bob) as (reader, writer):
+                writer.write(peer.first)
+                await silence(reader)
+            await eventually(lambda: bob.stats["handshake.never_proved"] + bob.stats["handshake.bad_first_record"])
+            assert bob.stats["handshake.replayed"] == 1
+            assert not bob.connections
+            assert not events._queue
+            await assert_friend(bob)
+
+    async def test_our_own_words_come_back(self) -> None:
+        """Reflection: a port that sends back what it hears, and a stranger who sends us what we sent."""
+        sent: list[bytes] = []
+
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65536):
+                sent.append(data)
+                writer.write(data)
+
+        async with under_attack() as bob, answering(echo) as port:
+            other = crust.Identity.generate().id
+            with pytest.raises(crust.ConnectError):
+                await soon(bob.connect(target(other, port), timeout=2))
+            async with stranger(bob) as (reader, writer):
+                writer.write(b"".join(sent))
+                await silence(reader)
+            assert sum(bob.stats[f"handshake.{why}"] for why in STRANGERS) == 1
+            assert not bob.connections
+            await assert_friend(bob)
 
     async def test_one_byte_at_a_time(self) -> None:
         """Slow, but in time."""
