@@ -212,7 +212,7 @@ def test_a_folder_is_continued(crust: Crust, album: Path, large: Path, into: Pat
     os.link(large, album / "zzz.bin")  # behind the small ones
     running, contact, _ = receive(crust, into, "--timeout", "30")
     sending = crust.start("send", contact, album, "--no-lan")
-    _kill_when_growing(sending, into, 1 << 20)
+    _kill_when_growing(sending, into, 10 << 20)  # the large one: more than all others together
     (album / "late").write_text("late")
     sent = send(crust, contact, album)
     assert sent.returncode == 0, sent.stderr
