@@ -152,6 +152,11 @@ class Surroundings:
         return found
 
     @property
+    def learning(self) -> bool:
+        """Whether more is about to be known."""
+        return bool(self._learning)
+
+    @property
     def ready(self) -> bool:
         """Whether `prepare` would not wait."""
         return not self._learning and not self._counting()
