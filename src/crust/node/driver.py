@@ -67,6 +67,7 @@ class SessionDriver(ABC):
         "_history",
         "_loop",
         "_owner",
+        "_path_changes",
         "_paths",
         "_pump_due",
         "_shown_path",
@@ -86,6 +87,7 @@ class SessionDriver(ABC):
         self._shown_path: int | None = None
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
+        self._path_changes = 0  # when the node last looked for surplus paths
         self._pump_due = False
         self._blocked = False  # kernel or peer take no more at present, so that `send` need not try
         self._slept = seconds_slept()  # when this was last looked at
@@ -260,7 +262,8 @@ class SessionDriver(ABC):
         if session.streams.opened or session.streams.readable:
             self._streams_changed()
         self._note_path("answered")
-        if len(self._paths) > 1:
+        if len(self._paths) > 1 and session.path_changes != self._path_changes:
+            self._path_changes = session.path_changes
             self._owner.path_answered(self._front)
         self._schedule_pump()
 

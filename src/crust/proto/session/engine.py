@@ -163,6 +163,11 @@ class Session:
         path = self._paths.by_id.get(path_id)
         return path is not None and path.heard_hello and not path.checking
 
+    @property
+    def path_changes(self) -> int:
+        """Grows when it may be other paths than before that are surplus."""
+        return self._paths.changes
+
     def path_rank(self, path_id: int) -> tuple[bool, int, int]:
         """What orders paths, the best first: whether it is silent, its rank, its age."""
         path = self._paths.by_id[path_id]

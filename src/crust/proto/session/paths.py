@@ -80,6 +80,7 @@ class SessionPaths:
 
     Attributes:
         by_id: the paths by the front end's numbers.
+        changes: how often something has changed that tells surplus paths from others.
         active: the one that carries our data.
         is_new: the peer has not spoken yet. Nobody else can know a new session, so its first data need not wait for
             the answer to HELLO.
@@ -96,6 +97,7 @@ class SessionPaths:
         "_timers",
         "active",
         "by_id",
+        "changes",
         "is_new",
     )
 
@@ -109,6 +111,7 @@ class SessionPaths:
     ) -> None:
         self.by_id: dict[int, SessionPath] = {}
         self.active: SessionPath | None = None
+        self.changes = 0
         self.is_new = True
         self._limits = limits
         self._timers = timers
@@ -124,6 +127,7 @@ class SessionPaths:
     def attach(self, path_id: int, rank: int, now: float, rtt: float) -> None:
         """Add a path whose handshake is done."""
         self.by_id[path_id] = SessionPath(path_id, rank, now, rtt)
+        self.changes += 1
         # The first time early: it lets the front end give up what an idle path does not need.
         self._timers.set((Timer.HEARTBEAT, path_id), now + min(self._limits.heartbeat, SETTLE_DELAY))
         self.choose(now)
@@ -133,6 +137,7 @@ class SessionPaths:
         path = self.by_id.pop(path_id, None)
         if path is None:
             return False
+        self.changes += 1
         for timer in (Timer.HEARTBEAT, Timer.DEADLINE, Timer.CHECK):
             self._timers.clear((timer, path_id))
         for token in [token for token, (_, on) in self._pings.items() if on == path_id and not self._is_asked(token)]:
@@ -158,6 +163,7 @@ class SessionPaths:
         if self.active is not None and not best.heard_hello:
             return self.active  # an unconfirmed path never replaces one that works
         self.active = best
+        self.changes += 1
         best.resend = self._outbox.unacknowledged()
         self._activated(best)
         for token, (sent_at, _) in self._pings.items():
@@ -178,14 +184,15 @@ class SessionPaths:
     def heard(self, path: SessionPath, now: float) -> None:
         """Something authentic has come over a path."""
         path.last_heard = now
-        path.checking = False
-        if path.suspect:
-            path.suspect = False
+        if path.checking or path.suspect:
+            path.checking = path.suspect = False
+            self.changes += 1
             self.choose(now)
 
     def heard_hello(self, path: SessionPath, now: float) -> None:
         """The peer has attached a path to this session."""
         path.heard_hello = True
+        self.changes += 1
         self.choose(now)
         if self.active is not None and self.active is not path:
             self._check(self.active, now)
