@@ -292,3 +292,22 @@ async def test_an_interruption_ends_it_and_leaves_nothing(tmp_path: Path) -> Non
     async with asyncio.timeout(2):
         assert await process.wait() == 130
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.netns
+async def test_a_kill_leaves_nothing_either(tmp_path: Path) -> None:
+    await skip_without_lab()
+    process = await asyncio.create_subprocess_exec(
+        *(*CRUST, "lab", "--pairs", "full-cone:full-cone", "--transport", "tcp", "--tries", "100"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(tmp_path),
+    )
+    assert process.stderr is not None
+    assert await process.stderr.readline()
+    assert list(tmp_path.glob("crust-lab-*/*.key"))
+    process.kill()
+    await process.wait()
+    async with asyncio.timeout(5):
+        while list(tmp_path.iterdir()):
+            await asyncio.sleep(0.01)

@@ -13,7 +13,6 @@ import os
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +26,7 @@ from crust.cli.demo_stage import FarWorker, Stage, play_in_lab
 from crust.cli.demo_story import Story
 from crust.cli.output import CommandError, Output
 from crust.cli.ping import explain
+from crust.cli.scratch import scratch_folder
 from crust.node.transfer import TransferError, TransferProgress, scan, send_files
 from crust.testing.natlab import LabUnavailable
 
@@ -65,15 +65,15 @@ async def run(args: argparse.Namespace, out: Output) -> int:
     began = time.monotonic()
     skipped = "--loopback"
     # A cancel may come within any of these: what was made is removed whatever happens.
-    with tempfile.TemporaryDirectory(prefix="crust-demo-", ignore_cleanup_errors=True) as place:
+    with scratch_folder("crust-demo-") as place:
         if not args.loopback:
             try:
-                return await play_in_lab(Path(place), began, ["--json"] if args.json else [])
+                return await play_in_lab(place, began, ["--json"] if args.json else [])
             except LabUnavailable as error:
                 skipped = str(error)
         ben = await Worker.start("crust.cli.demo_ben", writes_bytecode=False)
         try:
-            return await _play(Stage(place=Path(place), began=began, skipped=skipped), ben, out)
+            return await _play(Stage(place=place, began=began, skipped=skipped), ben, out)
         finally:
             await asyncio.shield(ben.stop())
 

@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import itertools
 import os
-import tempfile
 from contextlib import aclosing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 from crust.cli.app import EXIT_NO_PATH, EXIT_USAGE
 from crust.cli.options import positive_number
 from crust.cli.output import CommandError, format_duration
+from crust.cli.scratch import scratch_folder
 from crust.testing.natlab import (
     NATS,
     CrustProgram,
@@ -39,6 +39,7 @@ from crust.testing.natlab import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
     from typing import Self
 
     from rich.console import Console
@@ -218,16 +219,16 @@ async def run(args: argparse.Namespace, out: Output) -> int:
     transports = list(dict.fromkeys(args.transport or ["tcp", "utp"]))
     missing: dict[str, str] = {}
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory(prefix="crust-lab-", ignore_cleanup_errors=True) as place:
-        words = Path(place, "words")
-        with words.open("wb", buffering=0) as heard:  # noqa: ASYNC230 - a file of our own
+    with scratch_folder("crust-lab-") as place:
+        words = place / "words"
+        with words.open("wb", buffering=0) as heard:
             try:
                 async with Lab(delay=args.round_trip / 4000) as lab:
                     named = bool(args.kind or args.kinds or args.pairs)
                     pairs, missing = await _possible(lab, pairs, named, out)
                     if args.prove:
                         await _prove(lab, pairs, out)
-                    await _dial(lab, _program(args, Path(place)), pairs, transports, args, (heard, outcomes, out))
+                    await _dial(lab, _program(args, place), pairs, transports, args, (heard, outcomes, out))
             except LabUnavailable as error:
                 raise CommandError(f"no lab on this machine: {error}", code=EXIT_USAGE) from error
             except LabError as error:
