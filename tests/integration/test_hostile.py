@@ -19,6 +19,7 @@ from crust.proto.noise.handshake import Signing
 from crust.proto.session.signing import Signer
 from crust.wire import frames
 from crust.wire.receipt import Kind
+from crust.wire.service import AskChallenge, Forward, ServiceMessage, serialize_service_message
 from tests.integration.node_support import (
     answering,
     elapsed_below,
@@ -399,6 +400,29 @@ class TestSession:
                 assert tracemalloc.get_traced_memory()[0] - base < 2 * MIB
             finally:
                 tracemalloc.stop()
+            await assert_friend(bob)
+            theirs.abort()
+            peer.close()
+
+    @pytest.mark.parametrize("question", [AskChallenge(), Forward(bytes(16), bytes(32), bytes(100))])
+    async def test_a_flood_of_questions_that_reads_no_answer(self, question: ServiceMessage) -> None:
+        """What nodes tell each other has no credit, so what waits is counted."""
+        async with under_attack(retention_bytes=512 * KIB) as bob:
+            peer = await RawPeer(bob.id, port_of(bob)).open()
+            await soon(peer.join())
+            theirs = await soon(anext(bob))
+            peer.writer.transport.pause_reading()
+            body = serialize_service_message(question)
+            tracemalloc.start()
+            try:
+                base = tracemalloc.get_traced_memory()[0]
+                for start in range(0, 60_000, 300):
+                    peer.say(*(frames.serialize_service(n, body) for n in range(start, start + 300)))
+                    await soon(peer.writer.drain())
+                assert tracemalloc.get_traced_memory()[0] - base < 6 * MIB
+            finally:
+                tracemalloc.stop()
+            await eventually(lambda: bob.stats["service.dropped"] > 1000)
             await assert_friend(bob)
             theirs.abort()
             peer.close()

@@ -237,6 +237,10 @@ class Core:
         if self.services is not None:
             self.services.received(connection, message, path_id)
 
+    def service_dropped(self, connection: Connection) -> None:
+        """Count a message that was not sent: too much waits for the peer, or its path has gone."""
+        self.stats.count("service.dropped")
+
     def connection_ended(self, connection: Connection, error: CrustError) -> None:
         """Forget a session, leaving its tombstone for twice `resume_timeout` (PROTOCOL 15)."""
         self._shown.pop(connection, None)

@@ -343,7 +343,8 @@ class SessionDriver(ABC):
     def send_service(self, message: ServiceMessage, path_id: int | None = None) -> None:
         """Tell the peer's node something; over a path, where it concerns only that."""
         if self.session.ended is None:
-            self.session.send_service(serialize_service_message(message), path_id)
+            if not self.session.send_service(serialize_service_message(message), path_id):
+                self._owner.service_dropped(self._front)
             self._schedule_pump()
 
     def path_source(self, path_id: int) -> Candidate | None:

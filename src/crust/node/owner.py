@@ -36,5 +36,8 @@ class ConnectionOwner(Protocol):
     def service_received(self, connection: Connection, body: bytes, path_id: int | None) -> None:
         """A message from the peer's node to ours; about a path, or not."""
 
+    def service_dropped(self, connection: Connection) -> None:
+        """Too much waits for a peer that does not read, or its path has gone."""
+
     def connection_ended(self, connection: Connection, error: CrustError) -> None:
         """The last that is heard of a connection."""

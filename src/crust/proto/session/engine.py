@@ -26,7 +26,7 @@ from crust.proto.session.inbox import Inbox
 from crust.proto.session.limits import Limits
 from crust.proto.session.multiplexer import StreamMultiplexer
 from crust.proto.session.outbox import PRIORITIES, Group, GroupBuilder, Outbox
-from crust.proto.session.paths import CONTROL_WAITING, SessionPath, SessionPaths
+from crust.proto.session.paths import CONTROL_WAITING, SERVICES_WAITING, SessionPath, SessionPaths
 from crust.proto.session.streams import StreamTable
 from crust.proto.session.terms import SigningTerms
 from crust.proto.session.timer import Timer
@@ -112,6 +112,7 @@ class Session:
         self._ack_due = False
         self._ack_sent = 0
         self._unacked_bytes = 0
+        self._services_waiting = 0
         self._ack_wanted = False
         self._datagrams: DatagramQueue | None = None  # made when needed: an empty deque takes 760 bytes
         self._close_latest = 0.0
@@ -493,13 +494,20 @@ class Session:
     def send_service(self, body: bytes, path_id: int | None = None) -> bool:
         """Tell the peer's node something; over a path, for what concerns only that. False when too much waits."""
         if path_id is None:
-            self.outbox.queue_control(lambda number: frames.serialize_service(number, body))
+            if self._services_waiting >= SERVICES_WAITING:
+                return False
+            self._services_waiting += 1
+            self.outbox.queue_control(lambda number: self._service_frame(number, body))
             return True
         path = self._paths.by_id.get(path_id)
         if path is None or len(path.control) >= CONTROL_WAITING:
             return False
         path.control.append(frames.serialize_path_service(body))
         return True
+
+    def _service_frame(self, number: int, body: bytes) -> bytes:
+        self._services_waiting -= 1
+        return frames.serialize_service(number, body)
 
     def flush_mark(self) -> FlushMark:
         """Remember what is queued now; ask `flushed` about it."""

@@ -13,10 +13,13 @@ from crust.proto.session.timer import Timer
 from crust.proto.timers import TimerTable
 from crust.wire import frames
 
-__all__ = ["CONTROL_WAITING", "SessionPath", "SessionPaths"]
+__all__ = ["CONTROL_WAITING", "SERVICES_WAITING", "SessionPath", "SessionPaths"]
 
 CONTROL_WAITING: Final = 64
 """Frames that wait for one path: a peer that asks for much and reads nothing gets no memory."""
+
+SERVICES_WAITING: Final = 256
+"""The same for messages between nodes, which have no credit either."""
 
 SETTLE_DELAY: Final = 1.0
 
