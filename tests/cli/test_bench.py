@@ -121,6 +121,13 @@ async def test_a_row_that_fails_is_named_and_the_others_are_measured(monkeypatch
     assert results.figures["raw_tcp"]["rtt_us"]
 
 
+async def test_memory_leaves_time_for_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_IDLE_SHARE", 0.0)
+    results = await measure(tiny(rows=["raw_tcp"], measures=["rtt", "idle"]), no_progress)
+    assert results.missing == {"raw_tcp idle": "no time left"}
+    assert results.rounds == 1
+
+
 async def test_failure_of_the_memory_measure_costs_that_figure_only(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_: object, **__: object) -> float:
         raise WorkerError("hold: OSError: Too many open files")

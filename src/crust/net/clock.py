@@ -8,11 +8,16 @@ from __future__ import annotations
 import time
 from time import monotonic
 from time import time as wall_clock
+from typing import Final
 
-__all__ = ["monotonic", "seconds_slept", "wall_clock"]
+__all__ = ["TIMER_SLACK", "monotonic", "seconds_slept", "wall_clock"]
 
 # Not `loop.time()`: uvloop's has a resolution of a millisecond, which is fifty round trips over loopback. Both have the
 # same origin, so deadlines can be handed to `loop.call_at`.
+
+TIMER_SLACK: Final = 0.0005
+"""To be added to what `loop.call_at` is given: uvloop rounds to the nearest millisecond, and who is called before his
+deadline finds nothing to do, asks again, and so keeps the processor busy until it comes."""
 
 
 def seconds_slept() -> float:

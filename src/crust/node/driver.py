@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from crust.crypto.keys import PeerId
 from crust.errors import ConnectionClosed, CrustError, PeerLost, RemoteProtocolError
-from crust.net.clock import monotonic, seconds_slept
+from crust.net.clock import TIMER_SLACK, monotonic, seconds_slept
 from crust.node.path import AnyPath
 from crust.proto.session.engine import Session
 from crust.proto.session.events import (
@@ -183,7 +183,7 @@ class SessionDriver(ABC):
             self._timer = None
         if due is not None:
             self._timer_at = due
-            self._timer = self._loop.call_at(due, self._on_timer)
+            self._timer = self._loop.call_at(due + TIMER_SLACK, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from crust.net.clock import monotonic
+from crust.net.clock import TIMER_SLACK, monotonic
 from crust.net.udp import Features, SendOutcome, UdpSocket, bind_udp, route_info, sockaddr
 from crust.node.utp_link import GROUP_BYTES, LinkConsumer, UtpLink
 from crust.proto.noise.handshake import HandshakeFailed
@@ -516,7 +516,7 @@ class UdpFront:
             self._timer = None
         if due is not None:
             self._timer_at = due
-            self._timer = self._loop.call_at(due, self._on_timer)
+            self._timer = self._loop.call_at(due + TIMER_SLACK, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
