@@ -18,9 +18,12 @@ from crust.crypto.keys import Identity
 from crust.proto.noise.handshake import EphemeralCache, Hello, InitiatorHandshake, Network, ResponderHandshake
 from crust.proto.noise.transport import KeyPair, rekey
 from crust.proto.record import RecordCodec
+from crust.proto.signal import seal_offer
 from crust.types import Candidate
 from crust.wire import frames
 from crust.wire.contact import Contact
+from crust.wire.offer import NatRecord, Offer, PortForecast, serialize_offer
+from crust.wire.probe import serialize_probe
 
 INITIATOR = Identity.from_seed(bytes(range(32)))
 RESPONDER = Identity.from_seed(bytes(range(32, 64)))
@@ -28,6 +31,8 @@ INITIATOR_EPHEMERAL = bytes(range(64, 96))
 RESPONDER_EPHEMERAL = bytes(range(96, 128))
 SALT = bytes(range(128, 144))
 PADDING = 5
+DIAL_ID = bytes(range(144, 160))
+PROBE_KEY, PROBE_TOKEN, PROBE_NUMBER = bytes(range(160, 176)), bytes(range(176, 184)), bytes(range(184, 192))
 NETWORK = ("garden", b"a network key")
 
 
@@ -110,6 +115,35 @@ def vectors() -> dict[str, Any]:
         "padding_bytes": PADDING,
         "hello": "role 0, signing 0, hashes 1, features 0",
         "handshakes": [handshake(suite) for suite in Suite],
+        "offer": offer(contact),
+        "probe": {
+            "key": PROBE_KEY.hex(),
+            "token": PROBE_TOKEN.hex(),
+            "number": PROBE_NUMBER.hex(),
+            "tcp": serialize_probe(PROBE_KEY, "tcp", PROBE_TOKEN, PROBE_NUMBER).hex(),
+            "utp": serialize_probe(PROBE_KEY, "utp", PROBE_TOKEN, PROBE_NUMBER).hex(),
+        },
+    }
+
+
+def offer(contact: Contact) -> dict[str, str]:
+    """An answer from the responder to the initiator: what is sealed, and sealed."""
+    forecast = PortForecast("203.0.113.7", 40_000, 25, 130)
+    found = Offer(
+        DIAL_ID,
+        bytes(range(32)),
+        contact,
+        INITIATOR.id,
+        RESPONDER.id,
+        nats=(
+            NatRecord(0, True, 1, 3, 1, certain=67),
+            NatRecord(1, True, 3, 3, 2, 1, 67, forecast, (40_024, 40_048, 40_072, 40_096)),
+        ),
+    )
+    network = Network.of(*NETWORK)
+    return {
+        "payload": serialize_offer(found).hex(),
+        "sealed": seal_offer(RESPONDER, network, found, random=scripted(RESPONDER_EPHEMERAL)).hex(),
     }
 
 
