@@ -16,7 +16,7 @@ from typing import Any, Final
 from crust.crypto.keys import PeerId
 from crust.net.clock import monotonic
 from crust.net.tcp import TcpStream
-from crust.node.admission import Acceptance, Inbound, Verdict
+from crust.node.admission import VERDICT_SECONDS, Acceptance, Inbound, Verdict
 from crust.node.connection import Connection
 from crust.node.core import Core
 from crust.node.inbound_tcp import TcpInbound
@@ -32,7 +32,6 @@ from crust.types import PathKind, format_address
 __all__ = ["Acceptor"]
 
 _BACKLOG: Final = 1024
-_VERDICT_SECONDS: Final = 1.0  # so long the attempts of one dial may lie apart
 
 
 class Acceptor:
@@ -66,6 +65,7 @@ class Acceptor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.calling: Callable[[PeerId], bool] = lambda peer: False
+        self.dialling: Callable[[PeerId], bool] = lambda peer: False
 
     # --- sockets -------------------------------------------------------------------------------------------------
 
@@ -151,14 +151,14 @@ class Acceptor:
             inbound.refuse(Hint.BUSY)
         elif core.registry.holders_of(peer) or self.calling(peer):
             inbound.accept()  # another path of a peer that was accepted before, or one that we have called ourselves
-        elif self._knocking is not None:
-            self._ask(inbound, peer)
+        elif self._knocking is not None and not self.dialling(peer):
+            self.ask(inbound, peer)
         elif self.is_full(queued=True):
             inbound.refuse(Hint.BUSY)
         else:
             inbound.accept()
 
-    def _ask(self, inbound: Inbound, peer: PeerId) -> None:
+    def ask(self, inbound: Inbound, peer: PeerId) -> None:
         """Let the application decide about a peer, once for all attempts of its dial."""
         assert self._knocking is not None
         verdict, acceptance = self._verdict(peer)
@@ -195,11 +195,17 @@ class Acceptor:
             queued and len(self._accepted) >= config.accept_queue
         )
 
-    def remember(self, incoming: Incoming | None, verdict: Verdict, acceptance: Acceptance | None = None) -> None:
+    def remember(
+        self,
+        incoming: Incoming | None,
+        verdict: Verdict,
+        acceptance: Acceptance | None = None,
+        seconds: float = VERDICT_SECONDS,
+    ) -> None:
         """The application has decided about a peer."""
         if incoming is not None:
             self.decided(incoming)
-            self._verdicts[incoming.peer] = (verdict, monotonic() + _VERDICT_SECONDS, acceptance)
+            self._verdicts[incoming.peer] = (verdict, monotonic() + seconds, acceptance)
             while len(self._verdicts) > self.core.config.max_incoming:
                 del self._verdicts[next(iter(self._verdicts))]
 
@@ -207,6 +213,19 @@ class Acceptor:
         """What was decided about a peer a moment ago."""
         verdict, until, acceptance = self._verdicts.get(peer, (None, 0.0, None))
         return (verdict, acceptance) if monotonic() < until else (None, None)
+
+    def lets_in(self, peer: PeerId) -> bool:
+        """Whether the application has accepted a peer that is about to come."""
+        return self._verdict(peer)[1] is not None
+
+    def came(self, connection: Connection) -> bool:
+        """A peer has come over a connection; whether it is the one that somebody waits for after accepting it."""
+        verdict, acceptance = self._verdict(connection.peer)
+        if acceptance is None or verdict is None:
+            return False
+        # Whoever comes after this one is asked about again, but for the other attempts of the same dial.
+        self._verdicts[connection.peer] = (verdict, monotonic() + VERDICT_SECONDS, acceptance)
+        return acceptance.won(connection)
 
     def decided(self, incoming: Incoming) -> None:
         """An incoming peer needs no decision any more."""
@@ -217,6 +236,8 @@ class Acceptor:
 
     def accepted(self, connection: Connection) -> None:
         """A connection for `async for connection in node`."""
+        if self.came(connection):
+            return
         self._accepted.append(connection)
         self._wake()
 

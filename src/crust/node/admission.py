@@ -10,7 +10,7 @@ import contextlib
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from crust.errors import CrustError, PeerLost, RemoteProtocolError
 from crust.net.clock import monotonic
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["Acceptance", "Groups", "Inbound", "Stage", "Verdict"]
 
 _CONFLICT_WAIT: Final = 1.0
+
+VERDICT_SECONDS: Final = 1.0
+"""So long the attempts of one dial may lie apart."""
 
 Groups = list[tuple[bytes, list[bytes]]]
 
@@ -98,6 +101,9 @@ class Inbound(ABC):
     Attributes:
         stage: how far it has come.
     """
+
+    patience: ClassVar[float] = VERDICT_SECONDS
+    """So long after the application has accepted the peer further attempts of its dial may come."""
 
     def __init__(self, acceptor: Acceptor) -> None:
         self._acceptor = acceptor
@@ -175,7 +181,8 @@ class Inbound(ABC):
     def accept_incoming(self, others: Sequence[Inbound]) -> Coroutine[Any, Any, Connection]:
         """For `Incoming.accept`: answers at once, and waits until the peer has proved itself."""
         acceptance = Acceptance(self._core.loop)
-        self._acceptor.remember(self._incoming, Verdict.ACCEPTED, acceptance)
+        seconds = max(attempt.patience for attempt in (self, *others))
+        self._acceptor.remember(self._incoming, Verdict.ACCEPTED, acceptance, seconds)
         for attempt in (self, *others):
             attempt.accept_for(acceptance)
         return acceptance.wait()
@@ -314,7 +321,12 @@ class Inbound(ABC):
         elif self._core.arrived is not None:
             self._core.arrived(connection)
         acceptance, self._acceptance = self._acceptance, None
-        if not (acceptance is not None and acceptance.won(connection)) and new and not called:
+        if acceptance is not None and not new:
+            acceptance.won(connection)
+        elif acceptance is not None:
+            if not self._acceptor.came(connection) and not acceptance.won(connection) and not called:
+                self._acceptor.accepted(connection)
+        elif new and not called:
             self._acceptor.accepted(connection)
 
     # --- the end -------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from crust.crypto.keys import PeerId
@@ -16,6 +16,7 @@ from crust.node.connection import Connection
 from crust.node.core import Core
 from crust.node.dial import CandidateFeed, Dialler, explain_timeout
 from crust.node.explain import Explainer
+from crust.node.inbound_call import CalledInbound
 from crust.node.network import Neighbourhood
 from crust.proto.nat.terms import Terms
 from crust.types import Candidate, Report
@@ -74,6 +75,7 @@ class Dials:
         core.redial = self.redial
         core.arrived = self._arrived
         acceptor.calling = self._calling.__contains__
+        acceptor.dialling = self._dials.__contains__
 
     def cancel(self) -> None:
         """Give everything up."""
@@ -195,13 +197,16 @@ class Dials:
         else:
             won.attach(self._core, connection, (monotonic() - started) * 1000)
 
-    def called(self, contact: Contact, candidates: Sequence[Candidate], terms: Terms) -> bool:
+    def called(
+        self, contact: Contact, candidates: Sequence[Candidate], terms: Terms, again: Callable[[], None]
+    ) -> bool:
         """A peer dials us through a rendezvous: dial it too, so that NATs on both sides open (PROTOCOL 21).
 
         Args:
             contact: the peer's.
             candidates: its addresses, and those that the rendezvous has seen.
             terms: both NATs.
+            again: called when the application, which is to decide first, has accepted the peer.
 
         Returns:
             Whether to answer with our addresses.
@@ -209,8 +214,10 @@ class Dials:
         peer = contact.id
         if self._core.closing:
             return False
-        if self._acceptor.decides_first and self._core.registry.find(peer) is None:
-            return False  # the application has not agreed to show this node to that peer
+        if not self._is_agreed(peer):
+            where = next(((c.host, c.port) for c in reversed(candidates)), ("", 0))
+            self._acceptor.ask(CalledInbound(self._acceptor, where, again), peer)
+            return False
         # Both call: to both of them the other's connection is as much an incoming one as their own.
         self._calling.discard(peer)
         if peer not in self._dials and candidates:
@@ -222,9 +229,15 @@ class Dials:
             task.add_done_callback(_forget_failure)
         return True
 
+    def _is_agreed(self, peer: PeerId) -> bool:
+        """Whether this node may be shown to a peer: the application has agreed, or leaves it to us."""
+        acceptor = self._acceptor
+        known = self._core.registry.find(peer) is not None or peer in self._dials
+        return known or not acceptor.decides_first or acceptor.lets_in(peer)
+
     def more(self, peer: PeerId, candidates: Sequence[Candidate]) -> None:
         """A peer that dials us has further addresses."""
-        if self._acceptor.decides_first and self._core.registry.find(peer) is None:
+        if not self._is_agreed(peer):
             return
         self.remember(peer, tuple(candidates))
         feed = self._feeds.get(peer)
@@ -238,6 +251,21 @@ class Dials:
             arrival.set_result(connection)
 
     async def _dial(
+        self, contact: Contact, report: Report, started: float, limit: float, mode: _Mode, terms: Terms | None
+    ) -> Connection:
+        peer = contact.id
+        if mode is _Mode.CALL and self._through_rendezvous(contact):
+            self._calling.add(peer)
+        try:
+            return await self._dial_and_attach(contact, report, started, limit, mode, terms)
+        finally:
+            self._calling.discard(peer)
+
+    def _through_rendezvous(self, contact: Contact) -> bool:
+        """Whether there is anybody through whom a peer can be called."""
+        return bool(contact.rendezvous or self._core.config.bootstrap)
+
+    async def _dial_and_attach(
         self, contact: Contact, report: Report, started: float, limit: float, mode: _Mode, terms: Terms | None
     ) -> Connection:
         core, peer = self._core, contact.id
@@ -318,9 +346,7 @@ class Dials:
         feed.own_port = mode is _Mode.DIRECT
         feed.punch = self._how_to_punch(mode, limit)
         calling: asyncio.Task[None] | None = None
-        if mode in (_Mode.CALL, _Mode.SWAPPED) and (contact.rendezvous or self._core.config.bootstrap):
-            if self._core.registry.find(peer) is None:
-                self._calling.add(peer)
+        if mode in (_Mode.CALL, _Mode.SWAPPED) and self._through_rendezvous(contact):
             calling = self._core.loop.create_task(self.neighbourhood.call(contact, feed))
         elif not known:
             raise NoPathError(
@@ -340,7 +366,6 @@ class Dials:
                 del self._feeds[peer]
             if calling is not None:
                 calling.cancel()
-                self._calling.discard(peer)
 
     def _how_to_punch(self, mode: _Mode, limit: float) -> Punch:
         """The times of a dial: our answer travels about as long as to our rendezvous and back."""

@@ -61,11 +61,13 @@ AnswerHandler = Callable[[Sequence[Candidate], Terms], None]
 class Callee(Protocol):
     """What a node does when peers dial it through a rendezvous."""
 
-    def called(self, contact: Contact, candidates: Sequence[Candidate], terms: Terms) -> bool:
+    def called(
+        self, contact: Contact, candidates: Sequence[Candidate], terms: Terms, again: Callable[[], None]
+    ) -> bool:
         """A peer dials us: its candidates, with what the rendezvous has seen, and both NATs.
 
         Returns:
-            Whether to answer with our addresses.
+            Whether to answer with our addresses; if not now, `again` may be called later to be asked once more.
         """
 
     def more(self, peer: PeerId, candidates: Sequence[Candidate]) -> None:
@@ -411,12 +413,17 @@ class Signalling:
             while len(self._answering) >= _ANSWERS_KEPT:
                 del self._answering[next(iter(self._answering))]
         terms = self._answering[offer.dial_id] = terms.attests(host for _, host, _ in message.seen)
-        if not self._callee.called(offer.contact, _with_seen(offer.contact, message.seen), terms):
+
+        def again() -> None:
+            self._run(self._answer_soon(connection, offer, message))
+
+        if not self._callee.called(offer.contact, _with_seen(offer.contact, message.seen), terms, again):
             self._core.stats.count("offer.withheld")
-            self._answers.pop(offer.dial_id, None)
             return
         answers = offer_hash(message.sealed)
         sealed = self._seal(peer, offer.dial_id, answers, connection.peer, terms)
+        if connection.closed:  # while the application thought about it
+            return
         connection.send_service(Forward(offer.dial_id, peer.bytes(), sealed))
         self._core.stats.count("offer.answered")
         answer = self._answers.get(offer.dial_id)
