@@ -313,7 +313,10 @@ async def connect_tcp(
                 raise TimeoutError("no answer")
             connecting.result()
         finally:
-            connecting.cancel()
+            if not connecting.done():
+                # The event loop must have let go of the socket before it is closed, and its number given to another.
+                connecting.cancel()
+                await asyncio.wait((connecting,))
     except BaseException:
         sock.close()
         raise

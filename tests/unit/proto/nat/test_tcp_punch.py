@@ -257,3 +257,34 @@ def test_stop_and_hopeless() -> None:
     assert len(engine.connects_to_start(0.0)) == 1
     engine.stop(0.1)
     assert events(engine) == [GaveUp(PunchEnd.STOPPED)]
+
+
+def test_what_is_given_up_is_not_tried_again() -> None:
+    engine = puncher()
+    engine.add([remote()], 0.0)
+    [connect] = engine.connects_to_start(0.0)
+    assert not engine.is_over(connect.target)
+    engine.given_up(connect.socket, connect.target, 0.05, "SSH answers there")
+    assert engine.is_over(connect.target)
+    assert engine.checks.checks[0].detail == "SSH answers there"
+    assert engine.connects_to_start(5.0) == []
+    engine.given_up(connect.socket, connect.target, 5.0, "twice")
+    assert engine.checks.checks[0].detail == "SSH answers there"
+
+
+def test_an_address_that_the_budget_does_not_allow_is_over() -> None:
+    budget = DestinationBudget(TraversalLimits(host_connects_per_hour=1))
+    engine = puncher(budget=budget)
+    engine.add([remote()], 0.0)
+    [connect] = engine.connects_to_start(0.0)
+    engine.refused(connect.socket, connect.target, 0.05)
+    assert not engine.is_over(connect.target)
+    assert engine.connects_to_start(1.0) == []
+    assert engine.is_over(connect.target)
+
+
+def test_everything_is_over_when_the_dial_is() -> None:
+    engine = puncher()
+    assert not engine.is_over((PEER, 5000))
+    engine.stop(0.0)
+    assert engine.is_over((PEER, 5000))
