@@ -134,9 +134,12 @@ class Dials:
                 raise LocalProtocolError("the node is closed") from None
             raise
         finally:
-            waiters[task] -= 1
-            if not waiters[task]:
-                del waiters[task]
+            # A dial that answers a call forgets its waiters when it is done.
+            left = waiters.get(task, 1) - 1
+            if left:
+                waiters[task] = left
+            else:
+                waiters.pop(task, None)
                 task.cancel()  # has no effect on a dial that is done
                 self._forget_dial(peer, task)
 

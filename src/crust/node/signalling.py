@@ -18,7 +18,7 @@ from crust.proto.nat.strategy import Approach
 from crust.proto.nat.terms import Standing, Terms, parse_standings, serialize_standing
 from crust.proto.signal import DialMemory, offer_hash, open_offer, seal_offer
 from crust.types import Candidate, Transport
-from crust.wire.contact import Contact
+from crust.wire.contact import Contact, is_dialable
 from crust.wire.offer import Offer
 from crust.wire.service import (
     TRANSPORTS,
@@ -258,6 +258,9 @@ class Signalling:
 
     def _learn_address(self, connection: Connection, message: Address, path_id: int) -> None:
         path = connection.path_source(path_id)
+        if not is_dialable(message.host):
+            self._core.stats.count("service.impossible_address")
+            path = None
         # What was measured must be what will be used: only paths from a listening port count.
         if connection in self._servers and path is not None and self._listens_on(connection.path_local_port(path_id)):
             found = Candidate(path.transport, message.host, message.port, "server-reflexive")
@@ -474,5 +477,5 @@ def _with_seen(contact: Contact, seen: Sequence[tuple[int, str, int]]) -> list[C
     """
     if not contact.candidates:
         return []
-    extra = [Candidate(TRANSPORTS[t], host, port, "server-reflexive") for t, host, port in seen]
+    extra = [Candidate(TRANSPORTS[t], host, port, "server-reflexive") for t, host, port in seen if is_dialable(host)]
     return list(dict.fromkeys((*contact.candidates, *extra)))

@@ -30,6 +30,7 @@ from crust.proto.nat.strategy import PortKnowledge, knowledge_of
 from crust.proto.nat.tcp_punch import MEETING_SOCKETS
 from crust.proto.nat.terms import Standing, take_standing
 from crust.types import Transport
+from crust.wire.contact import is_dialable
 from crust.wire.probe import NUMBER_BYTES, serialize_probe
 from crust.wire.service import (
     REACH_BYTES,
@@ -220,7 +221,8 @@ class Surroundings:
                 asked.set_result(message)
         elif isinstance(message, Sighted):
             wanted = self._wanted.get(message.number)
-            if wanted is not None and wanted.connection is connection and not wanted.sighted.done():
+            asked = wanted is not None and wanted.connection is connection and not wanted.sighted.done()
+            if wanted is not None and asked and is_dialable(message.host):
                 wanted.sighted.set_result((message.host, message.port))
         elif isinstance(message, Reached):
             self._reached(message)

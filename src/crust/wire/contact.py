@@ -22,7 +22,7 @@ from crust.errors import LocalProtocolError, ParseError
 from crust.types import Candidate, CandidateKind, Transport, format_address
 from crust.wire.text import parse_text, serialize_text
 
-__all__ = ["MAX_CANDIDATES", "MAX_CONTACT_BYTES", "MAX_RENDEZVOUS", "Contact", "parse_target"]
+__all__ = ["MAX_CANDIDATES", "MAX_CONTACT_BYTES", "MAX_RENDEZVOUS", "Contact", "is_dialable", "parse_target"]
 
 MAX_CANDIDATES: Final = 64
 MAX_RENDEZVOUS: Final = 8
@@ -190,6 +190,16 @@ def _numeric(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     except ValueError:
         return None
     return None if isinstance(address, ipaddress.IPv6Address) and address.scope_id else address
+
+
+def is_dialable(host: str) -> bool:
+    """Whether an address that a peer tells is one that anybody could dial; else a contact cannot name it."""
+    address = _numeric(host)
+    if address is None:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return not (address.is_unspecified or address.is_multicast or address == ipaddress.IPv4Address("255.255.255.255"))
 
 
 def _checked(candidate: Candidate) -> Candidate:
