@@ -186,6 +186,8 @@ def test_dead_addresses_come_first() -> None:
         ("symmetric-random", "port-restricted", "tcp", None),
         ("symmetric-random", "symmetric-sequential", "utp", None),
         ("udp-blocked", "full-cone", "utp", None),
+        ("address-dependent", "port-restricted", "utp", None),
+        ("address-dependent", "address-restricted", "utp", 250),
         ("udp-blocked", "full-cone", "tcp", 500),
         ("tcp-443-only", "public", "tcp", 500),
         ("tcp-443-only", "full-cone", "tcp", None),

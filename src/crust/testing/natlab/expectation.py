@@ -79,6 +79,9 @@ def _expect_punching(pair: list[Kind], transport: str) -> Expectation:
     easy = [each for each in pair if each not in hard]
     if easy and _filtering(easy[0]) is not Behaviour.ADDRESS_AND_PORT_DEPENDENT:
         return Expectation(True, within, "the easy side's filter opens for an address")
+    if any(_mapping(each) is Behaviour.ADDRESS_DEPENDENT for each in hard):
+        # Where that matters the peers find out too late: the port is the same towards both ports of the rendezvous.
+        return Expectation(False, None, "address-dependent mapping looks easier to a rendezvous with one address")
     if all(_ports(each) is Ports.SEQUENTIAL for each in hard):
         return Expectation(True, 600, "predicted ports")
     if easy and transport == "utp":
