@@ -217,7 +217,7 @@ class Delivery:
         self._inbox.add_messages(frame.priority, frame.data, mark)
 
     def _large(self, frame: frames.Fragment, message: bytes, mark: Mark, now: float) -> None:
-        self._inbox.deliver_large(frame.priority, message, mark)
+        self._inbox.deliver(frame.priority, [message], len(message), mark)
 
     def _stream_open(self, frame: frames.StreamOpen, message: bytes, mark: Mark, now: float) -> None:
         self._opening.pop(frame.stream, None)

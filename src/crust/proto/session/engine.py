@@ -312,26 +312,29 @@ class Session:
     def _receive(self, path: SessionPath, frame: frames.Frame, now: float) -> bool:
         """Take one frame; whether it is a numbered one."""
         kind = type(frame)
-        if kind is frames.Hello:
-            self._on_hello(path, frame, now)  # type: ignore[arg-type]
-            return False
-        if kind is frames.Gone:
-            self._on_gone(path, frame)  # type: ignore[arg-type]
-            return False
-        if not path.heard_hello:
-            raise RemoteProtocolError("the first frame on a path is not HELLO")
         handler = _UNNUMBERED.get(kind)
         if handler is not None:
+            if not path.heard_hello and kind not in _FIRST:
+                raise RemoteProtocolError(_NO_HELLO)
             handler(self, path, frame, now)
             return False
-        for ordered in self.inbox.accept(frame):  # type: ignore[arg-type]
-            if self.remote_closed:
-                raise RemoteProtocolError("frames after CLOSE")
-            if self.state is SessionState.CLOSING:
-                # What the peer had queued still comes; it must only not take for ever.
-                self._timers.set(Timer.CLOSE, min(now + self._limits.close_timeout, self._close_latest))
-            self.delivery.take(ordered, now)
+        if not path.heard_hello:
+            raise RemoteProtocolError(_NO_HELLO)
+        if self.inbox.is_next(frame.number):  # type: ignore[union-attr]
+            self._deliver(frame, now)  # type: ignore[arg-type]
+        else:
+            for ordered in self.inbox.accept(frame):  # type: ignore[arg-type]
+                self._deliver(ordered, now)
         return True
+
+    def _deliver(self, frame: frames.NumberedFrame, now: float) -> None:
+        """Take the next numbered frame."""
+        if self.remote_closed:
+            raise RemoteProtocolError("frames after CLOSE")
+        if self.state is SessionState.CLOSING:
+            # What the peer had queued still comes; it must only not take for ever.
+            self._timers.set(Timer.CLOSE, min(now + self._limits.close_timeout, self._close_latest))
+        self.delivery.take(frame, now)
 
     def _note_unacknowledged(self, size: int, now: float) -> None:
         self._unacked_bytes += size
@@ -361,7 +364,7 @@ class Session:
         self.streams.learn_window(frame.stream_window)
         self._paths.heard_hello(path, now)
 
-    def _on_gone(self, path: SessionPath, frame: frames.Gone) -> None:
+    def _on_gone(self, path: SessionPath, frame: frames.Gone, now: float) -> None:
         """The peer has no session of the nonce that our HELLO called its own (PROTOCOL 10)."""
         if frame.nonce != self.remote_nonce:
             return
@@ -378,9 +381,6 @@ class Session:
         else:
             self._end(PeerLost(None, "the peer has restarted, or given this connection up"))
 
-    def _on_ack(self, path: SessionPath, frame: frames.Ack, now: float) -> None:
-        self._acknowledged(frame.next_expected, now)
-
     def _acknowledged(self, next_expected: int, now: float) -> None:
         first = not self.outbox.acked
         if not self.outbox.acknowledge(next_expected):
@@ -394,25 +394,10 @@ class Session:
         elif self.state is SessionState.CLOSING:
             self._timers.set(Timer.CLOSE, now + self._limits.close_timeout)
 
-    def _on_credit(self, path: SessionPath, frame: frames.Credit, now: float) -> None:
-        self.outbox.raise_credit(frame.priority, frame.limit)
-
-    def _on_stream_credit(self, path: SessionPath, frame: frames.StreamCredit, now: float) -> None:
-        self.streams.credit_raised(frame)
-
-    def _on_max_streams(self, path: SessionPath, frame: frames.MaxStreams, now: float) -> None:
-        self.streams.max_streams_raised(frame)
-
-    def _on_signature_delay(self, path: SessionPath, frame: frames.SignatureDelay, now: float) -> None:
-        self.outbox.ask_delay(frame.milliseconds / 1000)
-
     def _on_ping(self, path: SessionPath, frame: frames.Ping, now: float) -> None:
         if len(path.control) < CONTROL_WAITING:  # a peer that floods PINGs and reads nothing gets no memory
             path.control.append(frames.serialize_pong(frame.token))
         self._ack_due = self._ack_due or self.inbox.expected > self._ack_sent
-
-    def _on_pong(self, path: SessionPath, frame: frames.Pong, now: float) -> None:
-        self._paths.answered(path, frame.token, now)
 
     def _on_path_close(self, path: SessionPath, frame: frames.PathClose, now: float) -> None:
         self._events.append(PathDead(path.id, "surplus"))
@@ -592,14 +577,18 @@ class Session:
 
 
 _UNNUMBERED: Final[dict[type, Callable[[Session, SessionPath, Any, float], None]]] = {
-    frames.Ack: Session._on_ack,
-    frames.Credit: Session._on_credit,
-    frames.StreamCredit: Session._on_stream_credit,
-    frames.MaxStreams: Session._on_max_streams,
-    frames.SignatureDelay: Session._on_signature_delay,
+    frames.Hello: Session._on_hello,
+    frames.Gone: Session._on_gone,
+    frames.Ack: lambda session, path, frame, now: session._acknowledged(frame.next_expected, now),
+    frames.Credit: lambda session, path, frame, now: session.outbox.raise_credit(frame.priority, frame.limit),
+    frames.StreamCredit: lambda session, path, frame, now: session.streams.credit_raised(frame),
+    frames.MaxStreams: lambda session, path, frame, now: session.streams.max_streams_raised(frame),
+    frames.SignatureDelay: lambda session, path, frame, now: session.outbox.ask_delay(frame.milliseconds / 1000),
     frames.Ping: Session._on_ping,
-    frames.Pong: Session._on_pong,
+    frames.Pong: lambda session, path, frame, now: session._paths.answered(path, frame.token, now),
     frames.PathClose: Session._on_path_close,
     frames.Datagram: Session._on_datagram,
     frames.PathService: Session._on_path_service,
 }
+_FIRST: Final = (frames.Hello, frames.Gone)
+_NO_HELLO: Final = "the first frame on a path is not HELLO"

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import MutableSequence
 from typing import Any, Final
 
+import msgspec
+
 from crust.errors import RemoteProtocolError
 from crust.proto.session.outbox import FRAME_COST, INITIAL_CREDIT, MESSAGE_COST, PRIORITIES
 from crust.types import Priority
@@ -23,15 +25,12 @@ _JOINED: Final = 4096
 _PRIORITY_NAMES: Final = tuple(Priority)
 
 
-class _Batch:
+class _Batch(msgspec.Struct, gc=False):
     """Messages of one priority that arrived together, handed out one by one."""
 
-    __slots__ = ("at", "mark", "messages")
-
-    def __init__(self, messages: list[bytes], mark: Any) -> None:
-        self.messages = messages
-        self.at = 0
-        self.mark = mark  # (verifier batch, index of the first message) or None
+    messages: list[bytes]
+    mark: Any  # (verifier's segment, number of the first message) or None
+    at: int = 0
 
 
 class _Assembly:
@@ -119,6 +118,13 @@ class Inbox:
 
     # --- order ---------------------------------------------------------------------------------------------------
 
+    def is_next(self, number: int) -> bool:
+        """Whether a frame is the next one, and no other waits for it; it then counts as taken."""
+        if number != self.expected or self._early:
+            return False
+        self.expected = number + 1
+        return True
+
     def accept(self, frame: frames.NumberedFrame) -> list[frames.NumberedFrame]:
         """Take a frame from any path; returns those that are now in order.
 
@@ -128,8 +134,6 @@ class Inbox:
         number = frame.number
         if number == self.expected:
             self.expected += 1
-            if not self._early:
-                return [frame]
             ordered: list[frames.NumberedFrame] = [frame]
             while (early := self._early.pop(self.expected, None)) is not None:
                 self._early_bytes -= early[1]
@@ -166,7 +170,7 @@ class Inbox:
         """
         size = sum(map(len, messages))
         self._charge(priority, size + MESSAGE_COST * len(messages))
-        self._deliver(priority, messages, size, mark)
+        self.deliver(priority, messages, size, mark)
 
     def add_fragment(self, frame: frames.Fragment) -> bytes | None:
         """The next bytes of a large message; returns the message when it is whole.
@@ -197,10 +201,6 @@ class Inbox:
         pieces = assembly.pieces
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def deliver_large(self, priority: int, message: bytes, mark: Any) -> None:
-        """Make a reassembled message ready."""
-        self._deliver(priority, [message], len(message), mark)
-
     def abort(self, priority: int) -> None:
         """The message under way will not be completed.
 
@@ -213,7 +213,8 @@ class Inbox:
         self._assemblies[priority] = None
         self._return_credit(priority, assembly.size + MESSAGE_COST)
 
-    def _deliver(self, priority: int, messages: list[bytes], size: int, mark: Any) -> None:
+    def deliver(self, priority: int, messages: list[bytes], size: int, mark: Any) -> None:
+        """Make messages ready that were charged before."""
         ready = self._ready[priority]
         if ready is None:
             ready = self._ready[priority] = deque()

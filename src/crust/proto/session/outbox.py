@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+import msgspec
+
 from crust.errors import RemoteProtocolError
 from crust.proto.session.signing import MAX_SIGNATURE_DELAY, Signer
 from crust.proto.session.streams import Half, StreamState, StreamTable
@@ -41,7 +43,7 @@ Group = tuple[bytes, list[memoryview]]
 """A control record (its first byte counts the payload records, frames follow) and its payload records."""
 
 
-class Sent(NamedTuple):
+class Sent(msgspec.Struct, frozen=True, gc=False):
     """A numbered frame as it was written."""
 
     number: int
@@ -347,8 +349,9 @@ class Outbox:
         sent = Sent(self.next_number, head, payload, size + FRAME_COST)
         self.next_number += 1
         self._sent.append(sent)
-        self.retained_bytes += sent.cost
-        group.add(head)
+        self.retained_bytes += size + FRAME_COST
+        group.pieces.append(head)
+        group.room -= len(head)
         if payload is not None:
             group.payloads.append(payload)
 

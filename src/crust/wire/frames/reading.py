@@ -206,8 +206,12 @@ def _parse_messages(cursor: _Cursor) -> Messages:
 
 
 def _parse_fragment(cursor: _Cursor) -> Fragment:
-    _, number, priority, total, length, external = cursor.unpack(FRAGMENT_BODY)
-    return Fragment(number, _priority(priority), total, cursor.body(length, external))
+    at = cursor.at
+    _, number, priority, total, length, external = FRAGMENT_BODY.unpack_from(cursor.data, at)
+    cursor.at = at + FRAGMENT_BODY.size
+    if priority >= PRIORITIES:
+        _priority(priority)
+    return Fragment(number, priority, total, cursor.body(length, external))
 
 
 def _parse_abort(cursor: _Cursor) -> Abort:
