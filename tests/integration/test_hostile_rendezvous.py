@@ -50,11 +50,16 @@ class Victim:
 
     def __init__(self) -> None:
         self.datagrams = self.connections = 0
-        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.bind(("127.0.0.1", 0))
+        while True:
+            self.tcp = socket.create_server(("127.0.0.1", 0))
+            self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self.port = self.tcp.getsockname()[1]
+            try:
+                self.udp.bind(("127.0.0.1", self.port))
+                break
+            except OSError:  # another test has it
+                self.__exit__()
         self.udp.setblocking(False)
-        self.port = self.udp.getsockname()[1]
-        self.tcp = socket.create_server(("127.0.0.1", self.port))
         self.tcp.setblocking(False)
 
     def count(self) -> tuple[int, int]:

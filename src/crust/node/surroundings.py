@@ -221,8 +221,8 @@ class Surroundings:
                 asked.set_result(message)
         elif isinstance(message, Sighted):
             wanted = self._wanted.get(message.number)
-            asked = wanted is not None and wanted.connection is connection and not wanted.sighted.done()
-            if wanted is not None and asked and is_dialable(message.host):
+            ours = wanted is not None and wanted.connection is connection and not wanted.sighted.done()
+            if wanted is not None and ours and is_dialable(message.host):
                 wanted.sighted.set_result((message.host, message.port))
         elif isinstance(message, Reached):
             self._reached(message)
