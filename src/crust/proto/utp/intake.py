@@ -96,8 +96,8 @@ class Intake(ABC):
         """Take in packets of data that come next and say nothing new about what we sent."""
         receiver = self._receiver
         size = sum(map(len, payloads))
+        receiver.reply_micro = (int(now * 1e6) - timestamp) & MICRO_MASK
         if receiver.on_run(payloads, size):
-            receiver.reply_micro = (int(now * 1e6) - timestamp) & MICRO_MASK
             self.stats.packets_received += len(payloads)
             self.stats.bytes_received += size
             return

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import pytest
 
 from crust.proto.utp.config import UtpConfig
 from crust.proto.utp.connection import UtpConnection
-from crust.wire.utp import Extension, PacketType, parse_header
+from crust.wire.utp import Buffer, Extension, PacketType, parse_header
 from tests.unit.proto.utp.pair import START, Pair, established_pair, packet, sent_by, some_bytes
 
 
@@ -143,3 +144,33 @@ def _send(pair: Pair, letter: str, data: bytes) -> bytes:
 
 def _split(datagram: bytes) -> tuple[bytes, bytes]:
     return datagram[:20], datagram[20:]
+
+
+class _OneByOne(UtpConnection):
+    """Takes packets in as the tunnel hands over lone ones."""
+
+    __slots__ = ()
+
+    def receive_datagrams(self, batch: Iterable[Buffer], now: float) -> None:
+        for datagram in batch:
+            self.receive_one(datagram[:20], datagram[20:], now)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_packets_taken_in_one_by_one_do_the_same(seed: int) -> None:
+    """The same conversation twice, to the last packet."""
+    logs = []
+    for kind in (UtpConnection, _OneByOne):
+        chance = random.Random(seed)
+        config = UtpConfig(tunnel=True, mtu=600, mtu_ceiling=1400)
+        pair = Pair(
+            kind.established(config, START, receive_id=10, send_id=20, seq_nr=65_500, peer_seq_nr=5),
+            kind.established(config, START, receive_id=20, send_id=10, seq_nr=5, peer_seq_nr=65_500),
+        )
+        pair.lose = lambda letter, datagram, chance=chance: chance.random() < 0.05  # type: ignore[misc]
+        for _ in range(80):
+            pair.ends[chance.choice("ab")].send_data(some_bytes(chance.choice((1, 64, 3000))), pair.now)
+            pair.run(chance.choice((0.0, 0.005, 0.05)))
+        pair.run(60)
+        logs.append((pair.log, pair.data, pair.now, pair.a.stats, pair.b.stats, pair.a.cwnd, pair.b.srtt))
+    assert logs[0] == logs[1]
