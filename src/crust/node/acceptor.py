@@ -27,7 +27,7 @@ from crust.node.udp import UdpFront
 from crust.proto.noise.crossing import Crossed
 from crust.proto.noise.handshake import Hello, Hint
 from crust.proto.tunnel.endpoint import Knock
-from crust.types import PathKind, format_address
+from crust.types import PathKind, Transport, format_address
 
 __all__ = ["Acceptor"]
 
@@ -45,6 +45,8 @@ class Acceptor:
         core: see above.
         addresses: what is listened on, by each of the configured transports.
         calling: says whether we call a peer at this moment: what comes from it then is its answer to the call.
+        dialling: says whether we dial a peer at this moment, or answer its call.
+        forwarded: says whether what comes to a port of ours from a host has come through a mapping of our router.
     """
 
     def __init__(self, core: Core, front: UdpFront | None = None) -> None:
@@ -66,6 +68,7 @@ class Acceptor:
         self._closed = False
         self.calling: Callable[[PeerId], bool] = lambda peer: False
         self.dialling: Callable[[PeerId], bool] = lambda peer: False
+        self.forwarded: Callable[[Transport, int, str], bool] = lambda transport, port, host: False
 
     # --- sockets -------------------------------------------------------------------------------------------------
 
@@ -97,6 +100,10 @@ class Acceptor:
     def take_over(self, stream: TcpStream, crossed: Crossed, kind: PathKind) -> asyncio.Future[None]:
         """A connection that we have made, and over which the peer has begun; returns what is done when it has ended."""
         return TcpInbound(self, kind).take_over(stream, crossed)
+
+    def kind_of(self, transport: Transport, port: int, host: str, kind: PathKind) -> PathKind:
+        """The kind of a path that has come in, which is another one if our router has a mapping for it."""
+        return "mapped" if kind in ("direct", "punched") and self.forwarded(transport, port, host) else kind
 
     def local_for(self, host: str) -> tuple[str, int] | None:
         """The listening address from which to dial a host when the port matters; None without one."""

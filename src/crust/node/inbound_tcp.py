@@ -163,7 +163,11 @@ class TcpInbound(Inbound):
 
     def _make_path(self, connection: Connection, rtt: float, at_ms: float) -> AnyPath:
         assert self._codec is not None
-        return self._core.add_path(connection, self.stream, self._codec, kind=self._kind, rtt=rtt, at_ms=at_ms)
+        kind = self._kind
+        if self.ended is None:  # we have not made it ourselves
+            port = self.stream.address("sockname")[1]
+            kind = self._acceptor.kind_of("tcp", port, self.stream.address("peername")[0], kind)
+        return self._core.add_path(connection, self.stream, self._codec, kind=kind, rtt=rtt, at_ms=at_ms)
 
     def _abort(self) -> None:
         self.stream.abort()

@@ -126,6 +126,13 @@ class PortMappings:
         found.sort(key=lambda each: (each.host, each.port, each.transport))
         return found
 
+    def has(self, transport: Transport, port: int) -> bool:
+        """Whether a router forwards a port of ours; a pinhole does not count, as nothing is translated."""
+        return any(
+            (each.protocol, each.internal[1]) == (_PROTOCOLS[transport], port) and each.external != each.internal
+            for each in self._mappings()
+        )
+
     def report(self) -> PortMapReport | None:
         """What was asked, and what the routers answered; None where they were not asked."""
         return None if self._mapper is None else self._mapper.report()

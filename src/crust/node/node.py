@@ -106,6 +106,7 @@ class Node:
             core, front, seen=self._seen_hosts, changed=self._neighbourhood.addresses_changed
         )
         dials.explainer = Explainer(self._config, premises.port_mapping)
+        acceptor.forwarded = premises.is_forwarded
         try:
             # Half open sockets would be nobody's to close.
             await carry_through(self._open(acceptor, premises))

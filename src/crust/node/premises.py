@@ -9,14 +9,14 @@ import ipaddress
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
-from crust.net.interfaces import InterfaceWatcher, candidate_hosts, local_addresses
+from crust.net.interfaces import InterfaceWatcher, candidate_hosts, local_addresses, on_link_networks
 from crust.net.portmap import PortMapReport
 from crust.net.stun_service import StunService
 from crust.node.core import Core
 from crust.node.mapping import PortMappings
 from crust.node.outside import OutsideAddresses
 from crust.node.udp import UdpFront
-from crust.types import Candidate
+from crust.types import Candidate, Transport
 
 __all__ = ["Premises"]
 
@@ -92,6 +92,14 @@ class Premises:
     def stun_addresses(self) -> list[tuple[str, int]]:
         """Where the STUN service listens."""
         return list(self._stun.addresses)
+
+    def is_forwarded(self, transport: Transport, port: int, host: str) -> bool:
+        """Whether what comes to a port of ours from a host has come through a mapping of our router."""
+        if not self._mappings.has(transport, port):
+            return False
+        address = ipaddress.ip_address(host.partition("%")[0])
+        near = any(address in network for network in on_link_networks(local_addresses()))
+        return not near and not address.is_loopback
 
     def port_mapping(self) -> PortMapReport | None:
         """What the routers were asked, and what they said; None where they were not asked."""
