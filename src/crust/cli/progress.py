@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Bars", "summary"]
 
 _REFRESH_SECONDS = 0.1
+_BAR_WIDTH = 16  # the least bar, the percentage, and the blanks between
 _PHASES = {
     "waiting": "Waiting",
     "checking": "Comparing what is there",
@@ -89,12 +90,14 @@ class Bars:
                 done = progress.check_done if checking else progress.bytes_done
                 total = progress.check_bytes if checking else progress.bytes
                 speed.note(progress.phase, done - (0 if checking else progress.bytes_kept))
+                phase = _PHASES.get(progress.phase, self._verb)
+                room = display.console.width - len(phase) - _BAR_WIDTH
                 display.update(
                     task,
-                    description=_PHASES.get(progress.phase, self._verb),
+                    description=phase,
                     completed=done,
                     total=total or None,
-                    details=escape(_details(progress, done, total, speed.bytes_s)),
+                    details=escape(_details(progress, done, total, speed.bytes_s, room)),
                     refresh=True,
                 )
                 await asyncio.sleep(_REFRESH_SECONDS)
@@ -102,7 +105,8 @@ class Bars:
             display.remove_task(task)
 
 
-def _details(progress: TransferProgress, done: int, total: int, speed: float) -> str:
+def _details(progress: TransferProgress, done: int, total: int, speed: float, room: int) -> str:
+    """What the bar does not show, as much of it as fits: the percentage matters more."""
     parts = [f"{format_bytes(done)} of {format_bytes(total)}"]
     if speed > 0:
         parts.append(f"{format_bytes(speed)}/s")
@@ -110,6 +114,8 @@ def _details(progress: TransferProgress, done: int, total: int, speed: float) ->
             parts.append(f"{format_duration((total - done) / speed)} left")
     if progress.files > 1:
         parts.append(f"{progress.files_done:,} of {progress.files:,} files")
+    while parts and len(", ".join(parts)) > room:
+        parts.pop()
     return ", ".join(parts)
 
 
