@@ -1,4 +1,4 @@
-"""Deadlines are not met before their time."""
+"""Deadlines are not met before their time; sleep of the machine is noticed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from crust.net.clock import TIMER_SLACK, monotonic
+from crust.net import clock
+from crust.net.clock import TIMER_SLACK, monotonic, seconds_slept
 
 
 @pytest.mark.parametrize("name", ["asyncio", "uvloop"])
@@ -37,3 +38,10 @@ def test_timers_do_not_fire_before_their_deadline(name: str) -> None:
     finally:
         loop.close()
     assert early == []
+
+
+def test_sleep_is_what_the_boot_clock_is_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = seconds_slept()
+    assert seconds_slept() == pytest.approx(before, abs=0.5)
+    monkeypatch.delattr(clock.time, "CLOCK_BOOTTIME", raising=False)
+    assert seconds_slept() == 0.0
