@@ -30,6 +30,7 @@ _REDIAL_PAUSES: Final = (0.0, 1.0, 1.0, 2.0, 3.0, 5.0)
 _REDIAL_TIMEOUT: Final = 15.0
 _ANSWERING_SECONDS: Final = 15.0
 _KNOWN_PEERS: Final = 4096
+_KNOWN_ADDRESSES: Final = 64
 _RTT_LEAST: Final = 0.05
 _RTT_UNKNOWN: Final = 0.1
 _WIDEN_SECONDS: Final = 3.0
@@ -72,6 +73,7 @@ class Dials:
         self._redials: dict[Connection, asyncio.Task[None]] = {}
         self._redial_again: dict[Connection, asyncio.Event] = {}  # the path that was being confirmed has gone, too
         self._known: dict[PeerId, tuple[Candidate, ...]] = {}
+        self._claimed: dict[PeerId, tuple[Candidate, ...]] = {}
         core.redial = self.redial
         core.arrived = self._arrived
         acceptor.calling = self._calling.__contains__
@@ -87,15 +89,16 @@ class Dials:
     # --- addresses -----------------------------------------------------------------------------------------------
 
     def known(self, peer: PeerId) -> tuple[Candidate, ...]:
-        """Where a peer was said to be."""
+        """Where a peer has answered, or is according to the user."""
         return self._known.get(peer, ())
 
-    def remember(self, peer: PeerId, candidates: tuple[Candidate, ...]) -> None:
-        """Keep where a peer was said to be, for dialling it again."""
-        known = self._known.pop(peer, ())
-        self._known[peer] = tuple(dict.fromkeys((*candidates, *known)))[:64]
-        while len(self._known) > _KNOWN_PEERS:
-            del self._known[next(iter(self._known))]
+    def claimed(self, peer: PeerId) -> tuple[Candidate, ...]:
+        """Where a peer says that it is."""
+        return self._claimed.get(peer, ())
+
+    def remember(self, peer: PeerId, candidates: Sequence[Candidate]) -> None:
+        """Keep where a peer is, for dialling it again."""
+        _keep(self._known, peer, candidates)
 
     # --- dialling ------------------------------------------------------------------------------------------------
 
@@ -224,7 +227,7 @@ class Dials:
         # Both call: to both of them the other's connection is as much an incoming one as their own.
         self._calling.discard(peer)
         if peer not in self._dials and candidates:
-            self.remember(peer, tuple(candidates))
+            _keep(self._claimed, peer, candidates)
             report = Report(str(peer))
             task = self._start_dial(contact, report, monotonic(), _ANSWERING_SECONDS, _Mode.ANSWER, terms)
             self._dial_waiters[task] = 1  # the caller, for whom nobody here waits
@@ -242,7 +245,7 @@ class Dials:
         """A peer that dials us has further addresses."""
         if not self._is_agreed(peer):
             return
-        self.remember(peer, tuple(candidates))
+        _keep(self._claimed, peer, candidates)
         feed = self._feeds.get(peer)
         if feed is not None:
             feed.add(candidates)
@@ -293,6 +296,7 @@ class Dials:
                 raise failed(RefusedError("there is no room for another connection"), report, monotonic() - started)
             connection = core.new_connection(won.result, report)
         self._attach(connection, won, started)
+        self.remember(peer, [won.candidate])
         if new and connection.path is not None:
             core.connected(connection, connection.path, accepted=answering)
             if answering:
@@ -343,15 +347,15 @@ class Dials:
         self, contact: Contact, report: Report, started: float, limit: float, mode: _Mode, terms: Terms | None
     ) -> DialledPath:
         """Race the addresses that are known, and those that come through rendezvous nodes."""
-        peer, known = contact.id, self.known(contact.id)
-        feed = CandidateFeed(known)
+        peer, known, claimed = contact.id, self.known(contact.id), self.claimed(contact.id)
+        feed = CandidateFeed(() if mode is _Mode.SWAPPED else claimed, known)
         feed.terms = terms
         feed.own_port = mode is _Mode.DIRECT
         feed.punch = self._how_to_punch(mode, limit)
         calling: asyncio.Task[None] | None = None
         if mode in (_Mode.CALL, _Mode.SWAPPED) and self._through_rendezvous(contact):
             calling = self._core.loop.create_task(self.neighbourhood.call(contact, feed))
-        elif not known:
+        elif not (known or claimed):
             raise NoPathError(
                 "no address of this peer is known: dial its contact, or PEERID@HOST:PORT, or name bootstrap nodes"
             )
@@ -393,7 +397,8 @@ class Dials:
         if connection in self._redials:
             self._redial_again[connection].set()
             return
-        if connection.peer not in self._known and not self._core.config.bootstrap:
+        peer = connection.peer
+        if not (self.known(peer) or self.claimed(peer) or self._core.config.bootstrap):
             return
         again = self._redial_again[connection] = asyncio.Event()
         task = self._core.loop.create_task(self._keep_dialling(connection, again))
@@ -421,8 +426,10 @@ class Dials:
             if not connection.session.needs_path() or set(connection.session.path_ids) - paths:
                 return
             started = monotonic()
+            # A rendezvous is to see the port that we listen on, also after we have changed networks.
+            mode = _Mode.DIRECT if connection in self.neighbourhood.signalling.servers else _Mode.CALL
             try:
-                won = await self._race(Contact(peer), Report(str(peer)), started, _REDIAL_TIMEOUT, _Mode.CALL)
+                won = await self._race(Contact(peer), Report(str(peer)), started, _REDIAL_TIMEOUT, mode)
             except (ConnectError, TimeoutError, OSError):
                 continue
             if not isinstance(won, Connection):
@@ -476,3 +483,11 @@ def _close_late(task: asyncio.Task[DialledPath]) -> None:
     """A race that nobody waits for any more has been won: the path is surplus."""
     if not task.cancelled() and task.exception() is None and task.result().taken is False:
         task.result().abort()
+
+
+def _keep(places: dict[PeerId, tuple[Candidate, ...]], peer: PeerId, candidates: Sequence[Candidate]) -> None:
+    """Put a peer's addresses before those that are kept of it; of many peers the oldest is forgotten."""
+    known = places.pop(peer, ())
+    places[peer] = tuple(dict.fromkeys((*candidates, *known)))[:_KNOWN_ADDRESSES]
+    while len(places) > _KNOWN_PEERS:
+        del places[next(iter(places))]
