@@ -134,7 +134,7 @@ class ObserverService:
         self._tickets: dict[Connection, _Ticket] = {}
         self._by_token: dict[bytes, _Ticket] = {}
         self._streams: dict[_Stream, asyncio.TimerHandle] = {}
-        self._reaching: set[Connection] = set()
+        self._reaching: set[tuple[Connection, int]] = set()  # and path
         self._tasks: set[asyncio.Task[None]] = set()
 
     def serve(self, connection: Connection, message: ServiceMessage, path_id: int | None) -> bool:
@@ -266,7 +266,11 @@ class ObserverService:
 
     def _reach(self, connection: Connection, message: AskReach, path_id: int) -> None:
         ticket = self._tickets.get(connection)
-        if ticket is None or connection in self._reaching or not ticket.bucket.take(_REACH_COST, monotonic()):
+        if (
+            ticket is None
+            or (connection, path_id) in self._reaching
+            or not ticket.bucket.take(_REACH_COST, monotonic())
+        ):
             self._core.stats.count("observer.not_reached_for")
             return
         self._run(self._reach_back(connection, message, path_id))
@@ -275,7 +279,7 @@ class ObserverService:
         source, local = connection.path_source(path_id), connection.path_local(path_id)
         if source is None or local is None:
             return
-        self._reaching.add(connection)
+        self._reaching.add((connection, path_id))
         try:
             if source.transport == "tcp":
                 connected = await self._connect((source.host, source.port), local[0])
@@ -283,7 +287,7 @@ class ObserverService:
                 connected = await self._send(message.word, (source.host, source.port), local[0])
             connection.send_service(Reached(message.word, connected), path_id)
         finally:
-            self._reaching.discard(connection)
+            self._reaching.discard((connection, path_id))
 
     async def _connect(self, address: tuple[str, int], local: str) -> bool:
         try:

@@ -207,6 +207,7 @@ class NatVerdict:
             firewall = {
                 Filtering.ENDPOINT_INDEPENDENT: "no firewall",
                 Filtering.UNKNOWN: "perhaps a firewall",
+                Filtering.ADDRESS_DEPENDENT: "perhaps a firewall",  # which one other host would tell
             }.get(self.filtering, "a firewall")
             return f"no NAT, {firewall}"
         words = [
