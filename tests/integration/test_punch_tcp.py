@@ -9,17 +9,18 @@ from collections.abc import AsyncIterator
 import pytest
 
 import crust
-from crust.errors import CrustError
+from crust.errors import CrustError, NoPathError
 from crust.node.acceptor import Acceptor
 from crust.node.attempt import DialledPath, Punch
 from crust.node.core import Core
+from crust.node.dial import CandidateFeed, Dialler
 from crust.node.dial_tcp import TcpAttempts
 from crust.node.punch_tcp import TcpPunch
 from crust.proto.nat.budget import DestinationBudget
-from crust.proto.nat.candidates import RemoteCandidate, Trust
+from crust.proto.nat.candidates import LocalView, RemoteCandidate, Trust
 from crust.proto.nat.strategy import Approach, Plan
 from crust.proto.noise.handshake import FailureReason, HandshakeFailed
-from crust.types import Attempt, Candidate
+from crust.types import Attempt, Candidate, Report
 
 from .node_support import answering, config, eventually, node, soon, unused_port
 
@@ -197,3 +198,20 @@ async def test_called_off() -> None:
         with pytest.raises(asyncio.CancelledError):
             await reaching
         assert punch.closed
+
+
+async def test_what_only_the_peer_says_is_not_tried_for_ever() -> None:
+    """Eight connections within an hour to a host for which nobody else vouches, over all dials (PROTOCOL 22)."""
+    here, claimed = Candidate("tcp", HOST, unused_port()), Candidate("tcp", HOST, unused_port())
+    outcomes = []
+    async with ends() as (end, other):
+        dialler = Dialler(end.core, end.acceptor, LocalView)
+        for _ in range(10):
+            feed, report = CandidateFeed(claimed=[claimed, here], known=[here]), Report("")
+            feed.close()
+            with pytest.raises(NoPathError):
+                await soon(dialler.race(other.core.identity.id, feed, report, 0.0))
+            outcomes.append([(each.candidate, each.outcome) for each in report.attempts])
+    where = f"{HOST}:{claimed.port}"
+    for index, found in enumerate(outcomes):
+        assert dict(found) == {f"{HOST}:{here.port}": "refused", where: "refused" if index < 8 else "skipped"}

@@ -30,7 +30,7 @@ from crust.node.punch_utp import UtpPunch
 from crust.node.udp import UdpFront
 from crust.proto.nat.behaviour import Filtering
 from crust.proto.nat.budget import DestinationBudget
-from crust.proto.nat.candidates import LocalView, RemoteCandidate, screen
+from crust.proto.nat.candidates import LocalView, RemoteCandidate, Trust, screen
 from crust.proto.nat.limits import TraversalLimits
 from crust.proto.nat.strategy import Plan
 from crust.proto.nat.terms import Terms
@@ -45,6 +45,7 @@ _RESOLVE_LIMIT: Final = 8
 _STANDBY_GRACE: Final = 3.0
 # Three requests go out in this time.
 _SILENT_UTP: Final = 2.0
+_REQUESTS: Final = 3
 # So many attempts begin at the same moment: twenty dead addresses over both transports are through within 50 ms.
 _AT_ONCE: Final = 4
 # Where no rendezvous knows the peer, this is known within 5 s, whatever other addresses do.
@@ -90,7 +91,12 @@ _Found = list[_Item] | None
 class CandidateFeed:
     """Candidates of one dial, as they become known.
 
+    Args:
+        claimed: where the peer says that it is.
+        known: where it has answered before, or is according to the user; these come first.
+
     Attributes:
+        claimed: of the above, those that nobody but the peer vouches for.
         closed: no more candidates will come.
         in_hand: some were taken, and are being looked up.
         own_port: dial from the listening port, so that who answers sees its outside address.
@@ -99,8 +105,9 @@ class CandidateFeed:
         terms: what both sides have told of their NATs, where a rendezvous passed it on.
     """
 
-    def __init__(self, candidates: Sequence[Candidate] = ()) -> None:
-        self._waiting: list[Candidate] = list(candidates)
+    def __init__(self, claimed: Sequence[Candidate] = (), known: Sequence[Candidate] = ()) -> None:
+        self._waiting: list[Candidate] = list(dict.fromkeys((*known, *claimed)))
+        self.claimed = frozenset(claimed).difference(known)
         self.closed = False
         self._told = False
         self.in_hand = False
@@ -337,6 +344,10 @@ class _Race:
     def _begin(self, candidate: Candidate) -> None:
         """Start one attempt."""
         dialler, attempt = self._dialler, self._note(candidate)
+        if candidate in self._feed.claimed and not self._may_try(candidate):
+            attempt.ended_ms, attempt.outcome = attempt.started_ms, "skipped"
+            attempt.detail = "tried in vain before, and nobody but the peer says that it is there"
+            return
         dialling: Coroutine[Any, Any, DialledPath]
         if candidate.transport == "utp":
             assert dialler.utp is not None
@@ -345,6 +356,13 @@ class _Race:
             local = dialler.acceptor.local_for(candidate.host) if self._feed.own_port else None
             dialling = dialler.tcp.dial(self._peer, candidate, attempt, local)
         self._tasks[self._core.loop.create_task(dialling)] = attempt
+
+    def _may_try(self, candidate: Candidate) -> bool:
+        """Whether the budget for addresses that only peers name allows another attempt (PROTOCOL 22)."""
+        take, now = self._dialler.budget.take, monotonic()
+        if candidate.transport == "tcp":
+            return take(candidate.host, "connect", Trust.CLAIMED, now) > 0
+        return take(candidate.host, "datagram", Trust.CLAIMED, now, _REQUESTS) > 0
 
     def _begin_punching(self, remotes: list[RemoteCandidate]) -> None:
         """Start to try addresses while the peer tries ours."""
