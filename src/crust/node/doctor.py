@@ -47,6 +47,7 @@ __all__ = ["Diagnosis", "Doctor"]
 _PROTOCOLS: Final[dict[Transport, IpProtocol]] = {"tcp": "tcp", "utp": "udp"}
 _TCP_SECONDS: Final = 2.5
 _BOOTSTRAP_SECONDS: Final = 3.0
+_LEARNING_SECONDS: Final = 1.5
 _PORT_MAPPING_SECONDS: Final = 5.0
 
 
@@ -277,6 +278,12 @@ class Doctor:
         async with Node(self._identity, config) as node:
             await node.bootstrapped(_BOOTSTRAP_SECONDS)
             assert node._neighbourhood is not None
+            surroundings = node._neighbourhood.surroundings
+            await surroundings.learnt(_LEARNING_SECONDS)
+            if not self._stun:
+                # Rendezvous nodes that look at probes, at a second port of theirs, tell more than their addresses.
+                for version in (4, 6):
+                    self._behaviours[protocol, version] = surroundings.behaviour(transport, version)
             now = monotonic()
             for seen, observer, port in node._neighbourhood.signalling.sightings:
                 observed, where = (seen.host, seen.port), (observer.host, observer.port)
@@ -284,7 +291,7 @@ class Doctor:
                 reached.add(where)
                 sighting = Sighting(protocol, "bootstrap", where, local, observed, "answered", now)
                 self._sightings.append(sighting)
-                if sighting.observation is not None:
+                if sighting.observation is not None and self._stun:
                     self._behaviours[protocol, _version(observer.host)].observe(sighting.observation)
             connected = {connection.peer for connection in node.connections}
         for text in self._config.bootstrap:

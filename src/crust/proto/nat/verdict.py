@@ -311,7 +311,7 @@ def advise(udp: Access, tcp: Access, known: Known) -> list[str]:
             "nobody was there to say how this network looks from outside: name bootstrap nodes (--bootstrap) or "
             "STUN servers (--stun HOST:PORT), two of them, in different networks"
         )
-    elif most == 1 and (udp.verdict.translated or tcp.verdict.translated):
+    elif most == 1 and any(each.verdict.translated and not each.verdict.mapping for each in (udp, tcp) if each.used):
         advice.append("only one observer answered: a second one, at another host, would tell how the NAT maps ports")
     if udp.used and udp.passes is False and tcp.passes:
         advice.append("UDP does not get out of this network: TCP has to do, which cannot search random ports")

@@ -171,7 +171,8 @@ def said(udp: Access, tcp: Access, known: Known) -> str:
 def test_advice() -> None:
     two: Known = Known(observers={"udp": 2, "tcp": 2}, port_mapping=("switch on UPnP in the router",))
     assert "nobody was there to say" in said(*both(NatVerdict(), passes=None), Known())
-    assert "only one observer" in said(*both(EASY), Known(observers={"udp": 1}))
+    assert "only one observer" in said(*both(NatVerdict()), Known(observers={"udp": 1}))
+    assert "only one observer" not in said(*both(EASY), Known(observers={"udp": 1}))  # it has looked at two ports
     assert said(*both(EASY), replace(two, port_mapping=())) == ""
     assert said(*both(EASY), two) == "switch on UPnP in the router"
     assert said(*both(PUBLIC), two) == ""
