@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Write the figures of a benchmark run into docs/explanation/performance.md.
+
+crust bench --json > bench.json
+python tools/bench_table.py bench.json            prints the table
+python tools/bench_table.py --write bench.json    puts it between the markers of the page
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "explanation" / "performance.md"
+START, END = "<!-- figures: tools/bench_table.py -->", "<!-- end of figures -->"
+ROWS = {
+    "raw_tcp": "raw TCP",
+    "tls": "mutual TLS 1.3",
+    "raw_udp_gso": "raw UDP, GSO and GRO",
+    "tcp": "Crust, TCP",
+    "tcp_unsigned": "Crust, TCP, unsigned",
+    "utp": "Crust, µTP",
+    "utp_1500": "Crust, µTP, packets of 1500",
+}
+COLUMNS = {
+    "bulk_mb_s": ("bulk MB/s", "{:,.0f}"),
+    "messages_per_s": ("100 B messages/s", "{:,.0f}"),
+    "rtt_us": ("64 B round trip µs", "{:.0f}"),
+    "connect_ms": ("connect ms", "{:.2f}"),
+    "idle_kib": ("idle KiB", "{:.1f}"),
+    "cpu_s_per_gib": ("CPU s/GiB", "{:.2f}"),
+}
+
+
+def table(run: dict[str, Any]) -> str:
+    """The figures, what a datagram costs, and which aims were missed."""
+    lines = ["| | " + " | ".join(title for title, _ in COLUMNS.values()) + " | CPU µs/datagram: send, receive |"]
+    lines.append("|---" * (len(COLUMNS) + 2) + "|")
+    for row, label in ROWS.items():
+        values = [(run[row][name], form) for name, (_, form) in COLUMNS.items()]
+        cells = ["" if value is None else form.format(value) for value, form in values]
+        cost = run["cpu_us_per_packet"].get(row)
+        cells.append("" if cost is None else f"{cost['send']:.2f}, {cost['receive']:.2f}")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    system, rounds = run["system"], run["rounds"]
+    lines.append(
+        f"\nMedians of {rounds} round{'s' * (rounds != 1)}: {system['cores']} cores, {system['kernel']}, "
+        f"Python {system['python']}, {system['loop']}."
+    )
+    missed = [check for check in run["checks"] if check["pass"] is False]
+    lines += [f"- missed: {ROWS[each['row']]}, {each['figure']} {each['value']}, aim {each['bar']}" for each in missed]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Print the table of a run, or write it into the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="what crust bench --json printed")
+    parser.add_argument("--write", action="store_true", help="put the table between the markers of the page")
+    args = parser.parse_args()
+    text = table(json.loads(args.run.read_text().splitlines()[-1]))
+    if not args.write:
+        print(text)
+        return 0
+    page, found = re.subn(
+        re.escape(START) + ".*?" + re.escape(END), lambda _: f"{START}\n\n{text}\n\n{END}", PAGE.read_text(), flags=re.S
+    )
+    if not found:
+        print(f"no markers in {PAGE}", file=sys.stderr)
+        return 1
+    PAGE.write_text(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
