@@ -19,6 +19,7 @@ from crust.node.punch_tcp import TcpPunch
 from crust.proto.nat.budget import DestinationBudget
 from crust.proto.nat.candidates import LocalView, RemoteCandidate, Trust
 from crust.proto.nat.strategy import Approach, Plan
+from crust.proto.nat.terms import Terms
 from crust.proto.noise.handshake import FailureReason, HandshakeFailed
 from crust.types import Attempt, Candidate, Report
 
@@ -215,3 +216,37 @@ async def test_what_only_the_peer_says_is_not_tried_for_ever() -> None:
     where = f"{HOST}:{claimed.port}"
     for index, found in enumerate(outcomes):
         assert dict(found) == {f"{HOST}:{here.port}": "refused", where: "refused" if index < 8 else "skipped"}
+
+
+async def test_somebody_else_at_an_inside_address_of_the_peer() -> None:
+    """The peer has answered the call, so that it is not the one who cannot prove its key."""
+
+    async def banner(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH_9\r\n")
+        await reader.read()
+
+    async with answering(banner) as port, ends() as (end, other):
+        view = LocalView(outside_hosts=frozenset({HOST}))
+        feed, report = CandidateFeed([Candidate("tcp", HOST, port)]), Report("")
+        feed.terms = Terms(attested=frozenset({HOST}))
+        feed.close()
+        with pytest.raises(NoPathError, match="told of this dial"):
+            await soon(Dialler(end.core, end.acceptor, lambda: view).race(other.core.identity.id, feed, report, 0.0))
+        assert [each.outcome for each in report.attempts] == ["not crust"]
+
+
+async def test_addresses_that_make_no_sense_are_told_and_left_alone() -> None:
+    async with ends() as (end, other):
+        lies = [
+            Candidate("tcp", "224.0.0.1", 5000),
+            Candidate("tcp", "192.168.7.7", 5000),
+            Candidate("tcp", HOST, 5000),
+        ]
+        feed, report = CandidateFeed(lies), Report("")
+        feed.terms = Terms(attested=frozenset({"203.0.113.1"}))
+        feed.close()
+        with pytest.raises(NoPathError):
+            await soon(Dialler(end.core, end.acceptor, LocalView).race(other.core.identity.id, feed, report, 0.0))
+        assert {(each.candidate, each.outcome) for each in report.attempts} == {
+            (f"{each.host}:5000", "skipped") for each in lies
+        }

@@ -268,6 +268,10 @@ class _Race:
     def _failure(self) -> ConnectError:
         """The most precise reason."""
         found = _most_precise(self._failures)
+        called = self._feed.terms is not None and self._feed.punch.coordinated
+        if called and isinstance(found, NotAuthenticError):
+            # The peer is there, and dials us; who has one of its inside addresses here is somebody else.
+            found = _chain(NoPathError(f"no path to the peer came up, though it was told of this dial; {found}"), found)
         hopeless = self._hopeless()
         if hopeless is not None and type(found) is NoPathError:
             self._report.advice += [each for each in hopeless.advice if each not in self._report.advice]

@@ -147,17 +147,9 @@ class TcpPunch:
         path: DialledPath | None = None
         try:
             path = await self._connect(connect, wanted)
-        except TimeoutError as error:
-            wanted.error = wanted.error or error
-            engine.timed_out(number, target, monotonic())
-        except HandshakeFailed as error:
-            self._failed(connect, wanted, error)
-        except OSError as error:
-            wanted.error = error
-            if error.errno in (errno.ECONNREFUSED, errno.ECONNRESET) or is_taken(error):
-                engine.refused(number, target, monotonic())
-            else:
-                engine.unreachable(number, target, monotonic(), error.strerror or str(error))
+        except (OSError, HandshakeFailed) as error:
+            wanted.attempt.detail = ""  # the next attempt may see something else
+            self._ended(connect, wanted, error)
         if path is not None and (wanted.found.done() or self.closed):
             path.abort()
         elif path is not None:
@@ -185,11 +177,22 @@ class TcpPunch:
             self._taken[connect.target] += is_taken(error)
             raise
 
-    def _failed(self, connect: Connect, wanted: _Wanted, failure: HandshakeFailed) -> None:
-        """A connection came up, and was no good."""
-        wanted.error = failure
-        if failure.reason is FailureReason.SILENT:
-            # It was closed before a word was said: reset on its way through the NATs, or one that the peer gave up.
-            self._engine.refused(connect.socket, connect.target, monotonic())
+    def _ended(self, connect: Connect, wanted: _Wanted, error: OSError | HandshakeFailed) -> None:
+        """An attempt has come to nothing."""
+        engine, number, target, now = self._engine, connect.socket, connect.target, monotonic()
+        if isinstance(error, TimeoutError):
+            wanted.error = wanted.error or error
+            engine.timed_out(number, target, now)
+            return
+        wanted.error = error
+        if isinstance(error, HandshakeFailed):
+            # Closed before a word was said: reset on its way through the NATs, or one that the peer gave up.
+            refused = error.reason is FailureReason.SILENT
         else:
-            self._engine.given_up(connect.socket, connect.target, monotonic(), str(failure))
+            refused = error.errno in (errno.ECONNREFUSED, errno.ECONNRESET) or is_taken(error)
+        if refused:
+            engine.refused(number, target, now)
+        elif isinstance(error, HandshakeFailed):
+            engine.given_up(number, target, now, str(error))
+        else:
+            engine.unreachable(number, target, now, error.strerror or str(error))
