@@ -56,13 +56,18 @@ class OutsideAddresses:
         self._connections: dict[_Key, StunConnection] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._asked: list[asyncio.Event] = []
+        self._listening: list[Address] = []
 
     def start(self, listening: Sequence[Address]) -> None:
         """Begin to ask from these ports; returns at once."""
         locals_ = list(dict.fromkeys(listening))[:_PORTS_MOST]
         if not self._servers or not locals_:
             return
+        self._listening = locals_
         if self._front is not None and "utp" in self._transports:
+            if any(host == _ANY[0] for host, _ in locals_) and (quiet := self._front.open_quiet()) is not None:
+                # See `PunchOptions.quiet`: a Linux router without a firewall of its own must not see what we send.
+                locals_ = [*locals_, quiet]
             for local in locals_:
                 self._sockets[local] = StunSocket.over(self._sender(self._front, local))
             self._front.stun_received = self._received
@@ -114,7 +119,7 @@ class OutsideAddresses:
         async with asyncio.TaskGroup() as group:
             if local in self._sockets:
                 group.create_task(self._ask_udp(local, server))
-            if "tcp" in self._transports:
+            if "tcp" in self._transports and local in self._listening:
                 group.create_task(self._ask_tcp(local, server))
 
     async def _ask_udp(self, local: Address, server: Address) -> None:

@@ -74,11 +74,14 @@ class UtpPunch:
             hold=0.0 if terms.caller or not punch.coordinated else _HOLD,
             opener_ttl=_OPENER_TTL,
             coordinated=punch.coordinated,
+            quiet=() if punch.coordinated or front.quiet is None else (1,),
             patience=punch.patience,
         )
         self._engine = UdpPuncher(self.plan, core.random, budget, monotonic(), options)
         self._dial: UtpDial | None = None
         self._sockets: dict[tuple[int, bool], int] = {}  # of the engine's number, and whether for IPv6
+        if options.quiet and front.quiet is not None:
+            self._sockets[1, False] = front.quiet
         self._extra: list[int] = []
         self._family = False
         self._wanted: list[_Wanted] = []

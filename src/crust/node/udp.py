@@ -115,6 +115,7 @@ class UdpFront:
         self._closing: dict[UtpLink, None] = {}
         self._settling: asyncio.Future[None] | None = None
         self._awaited: dict[bytes, Callable[[], None]] = {}
+        self.quiet: int | None = None
         self.stun_received: Callable[[bytes, tuple[str, int]], bool] | None = None
         self.knocked: Callable[[Knock], None] | None = None
         self.endpoint: Final = self._make_endpoint()
@@ -303,6 +304,18 @@ class UdpFront:
             found.append(sock.number)
         self._extra.update(found)
         return found
+
+    def open_quiet(self) -> tuple[str, int] | None:
+        """Open another IPv4 socket that stays, from which nothing is sent but what a dial without a rendezvous needs.
+
+        Returns:
+            Its address; None where the system has no more.
+        """
+        for number in self.open_extra(_ANY[socket.AF_INET], 1):
+            self._extra.discard(number)
+            self.quiet = number
+            return self._sockets[number].local
+        return None
 
     def cancel_punch(self, peer: PeerId, dial: UtpDial, numbers: Sequence[int]) -> None:
         """End a dial; of the sockets that were opened for it those stay over which the peer is reached."""
