@@ -171,6 +171,25 @@ def test_tables_for_people() -> None:
     assert "6 dials in 6 pairs; 4 of these as they should be." in text
 
 
+def test_tables_for_a_page() -> None:
+    found = summarize(
+        [
+            dial("public", "public", "tcp", 180.4),
+            dial("public", "cgnat", "tcp", 190.0),
+            dial("public", "cgnat", "tcp", None),
+            dial("cgnat", "cgnat", "tcp", None),
+        ]
+    )
+    assert lab._pages(found, ["tcp"]).splitlines() == [
+        "tcp:",
+        "",
+        "|  | public | cgnat |",
+        "| --- | ---: | ---: |",
+        "| **public** | 180 | 190 (1 of 2) |",
+        "| **cgnat** |  | none |",
+    ]
+
+
 async def test_a_pair_that_should_connect_and_does_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ from crust.testing.natlab import (
     Outcome,
     PairSummary,
     Verdict,
+    markdown_table,
     prove,
     run_matrix,
     summarize,
@@ -154,6 +155,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="exit code 3 also where a pair is slower than it should be"
     )
+    parser.add_argument("--markdown", action="store_true", help="tables for a page, medians alone")
     parser.add_argument("--reports", action="store_true", help="with --json: the report of every dial")
     _add_conditions(parser)
 
@@ -238,7 +240,8 @@ async def run(args: argparse.Namespace, out: Output) -> int:
     outcomes.sort(key=lambda each: (places[(each.first, each.second), each.transport], each.attempt))
     summaries = summarize(outcomes)
     elapsed = asyncio.get_running_loop().time() - started
-    out.data(_tables(summaries, transports), _record(summaries, missing, args, elapsed))
+    shown = _pages(summaries, transports) if args.markdown else _tables(summaries, transports)
+    out.data(shown, _record(summaries, missing, args, elapsed))
     good = all(each.met if args.strict else each.connected for each in summaries)
     return 0 if good else EXIT_NO_PATH
 
@@ -456,6 +459,10 @@ def _tables(summaries: list[PairSummary], transports: list[str]) -> str:
     took = sum(each.tries for each in summaries)
     parts.append(f"{took} dials in {len(summaries)} pairs; {met} of these as they should be.")
     return "\n\n".join(parts)
+
+
+def _pages(summaries: list[PairSummary], transports: list[str]) -> str:
+    return "\n\n".join(f"{transport}:\n\n{markdown_table(summaries, transport)}" for transport in transports)
 
 
 def _grid(summaries: list[PairSummary], title: str) -> Table:

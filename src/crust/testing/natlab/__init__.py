@@ -21,7 +21,7 @@ from crust.testing.natlab.places import Host, LinkChanges, Site
 from crust.testing.natlab.probe import Findings, measure, prove
 from crust.testing.natlab.process import Process
 from crust.testing.natlab.programs import CrustProgram, Program
-from crust.testing.natlab.summary import PairSummary, Verdict, summarize
+from crust.testing.natlab.summary import PairSummary, Verdict, markdown_table, summarize
 
 __all__ = [
     "NATS",
@@ -48,6 +48,7 @@ __all__ = [
     "Site",
     "Verdict",
     "expect",
+    "markdown_table",
     "measure",
     "prove",
     "run_matrix",

@@ -11,7 +11,7 @@ from crust.testing.natlab.declare import NATS
 from crust.testing.natlab.expectation import Expectation, expect
 from crust.testing.natlab.matrix import Outcome
 
-__all__ = ["PairSummary", "Verdict", "summarize"]
+__all__ = ["PairSummary", "Verdict", "markdown_table", "summarize"]
 
 
 class Verdict(enum.StrEnum):
@@ -126,3 +126,20 @@ def _told_ms(outcome: Outcome) -> float | None:
     report = outcome.result.get("report")
     elapsed = report.get("elapsed_ms") if isinstance(report, dict) else None
     return None if elapsed is None else float(elapsed)
+
+
+def markdown_table(summaries: Iterable[PairSummary], transport: str) -> str:
+    """One transport as a table for a page: rows dial columns; median milliseconds, or "none"."""
+    cells = {(each.first, each.second): each for each in summaries if each.transport == transport}
+    rows = list(dict.fromkeys(first for first, _ in cells))
+    columns = list(dict.fromkeys(second for _, second in cells))
+    lines = [["", *columns], ["---", *("---:" for _ in columns)]]
+    lines += [[f"**{row}**", *(_markdown(cells.get((row, column))) for column in columns)] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _markdown(summary: PairSummary | None) -> str:
+    if summary is None:
+        return ""
+    share = "" if summary.ok in (0, summary.tries) else f" ({summary.ok} of {summary.tries})"
+    return "none" if summary.median_ms is None else f"{summary.median_ms:.0f}{share}"
