@@ -33,6 +33,7 @@ from crust.proto.tunnel.handshake import TunnelInitiator
 from crust.wire.tunnel import Introduction
 
 POOL = 4096
+FRESH = 16_384  # more than the node remembers, so that each is as good as new
 CHANCE = random.Random(1)
 
 
@@ -126,7 +127,7 @@ async def friend(target: str) -> None:
                         "srtt": utp.srtt,
                         "mtu": utp.mtu,
                         **{
-                            key: getattr(utp._stats, key)
+                            key: getattr(utp.stats, key)
                             for key in ("packets_lost", "timeouts", "congestion_events", "loss_probes", "spurious")
                         },
                     },
@@ -200,7 +201,7 @@ class Role:
 
 
 def requests(peer: crust.PeerId, network: str, count: int) -> list[bytes]:
-    """Authentic first messages, of new keys; some come in several envelopes, since making keys takes time."""
+    """Authentic first messages, of new keys; each comes in several envelopes, since making keys takes time."""
     found: list[bytes] = []
     while len(found) < count:
         identity = crust.Identity.generate()
@@ -210,7 +211,8 @@ def requests(peer: crust.PeerId, network: str, count: int) -> list[bytes]:
         made = TunnelInitiator(
             identity, peer, Network.of(network), introduction, outer_secret(peer), random=secrets.token_bytes
         )
-        found.extend(made.request() for _ in range(2))
+        found.extend(made.request() for _ in range(8))
+    CHANCE.shuffle(found)
     return found
 
 
@@ -252,8 +254,8 @@ def attacks(peer: crust.PeerId, taken: list[bytes], local: str) -> dict[str, dic
         "mutated from the friend's address": {"datagrams": mutated(small), "from": "friend"},
         "noise from the friend's address": {"datagrams": noise(227, 738), "from": "friend"},
         "truncated": {"datagrams": truncated(small), "from": "many"},
-        "requests of another network": {"datagrams": unreadable(peer, "crust", POOL), "from": "many"},
-        "authentic requests": {"datagrams": requests(peer, "crust", POOL), "from": "many"},
+        "requests of another network": {"datagrams": unreadable(peer, "crust", FRESH), "from": "many"},
+        "authentic requests": {"datagrams": requests(peer, "crust", FRESH), "from": "many"},
     }
 
 
