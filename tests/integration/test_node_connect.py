@@ -219,6 +219,11 @@ class TestFailures:
             with pytest.raises((NoPathError, crust.ParseError)):
                 await soon(alice.connect(target(crust.Identity.generate().id, 4, host), timeout=5))
 
+    async def test_a_name_that_does_not_exist_is_called_so(self) -> None:
+        async with node() as alice:
+            with pytest.raises(NoPathError, match="the name cannot be resolved"):
+                await soon(alice.connect(target(crust.Identity.generate().id, 4, "no-such-host.invalid"), timeout=5))
+
     async def test_no_address_is_known(self) -> None:
         async with node() as alice:
             with elapsed_below(2), pytest.raises(NoPathError):

@@ -267,7 +267,7 @@ class _Race:
 
     def _failure(self) -> ConnectError:
         """The most precise reason."""
-        found = _most_precise(self._failures)
+        found = _most_precise(self._failures, self._report)
         called = self._feed.terms is not None and self._feed.punch.coordinated
         if called and isinstance(found, NotAuthenticError):
             # The peer is there, and dials us; who has one of its inside addresses here is somebody else.
@@ -529,11 +529,14 @@ def _chain(error: ConnectError, cause: BaseException) -> ConnectError:
     return error
 
 
-def _most_precise(failures: list[ConnectError]) -> ConnectError:
+def _most_precise(failures: list[ConnectError], report: Report) -> ConnectError:
     for kind in _PRECISION:
         for failure in failures:
             if isinstance(failure, kind):
                 return failure
+    for attempt in report.attempts:
+        if attempt.outcome == "unreachable":  # a name that cannot be resolved
+            return NoPathError(f"{attempt.candidate}: {attempt.detail}")
     return NoPathError("no address of this peer is known that this node could dial")
 
 
