@@ -305,6 +305,7 @@ async def connect_tcp(
             share_port(sock)
             sock.bind(local)
         connecting = loop.create_task(loop.sock_connect(sock, (host, port)))
+        connecting.add_done_callback(_take_notice)
         try:
             done, _ = await asyncio.wait((connecting,), timeout=patience)
             if not done and _under_way(sock):
@@ -321,6 +322,12 @@ async def connect_tcp(
         sock.close()
         raise
     return sock
+
+
+def _take_notice(connecting: asyncio.Task[None]) -> None:
+    """How a connect has ended is known, even if it was called off meanwhile."""
+    if not connecting.cancelled():
+        connecting.exception()
 
 
 def _under_way(sock: socket.socket) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import Iterator
 
@@ -63,6 +64,24 @@ async def test_cancelled() -> None:
         connecting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await connecting
+
+
+async def test_called_off_at_whatever_moment() -> None:
+    """Nothing is left over for the event loop to complain about."""
+    with listening() as there:
+        pass
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    for turns in range(12):
+        connecting = asyncio.create_task(connect_tcp(*there, None))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        connecting.cancel()
+        with pytest.raises((asyncio.CancelledError, ConnectionRefusedError)):
+            await connecting
+        del connecting
+        gc.collect()
+    assert complaints == []
 
 
 class Opened:
