@@ -47,6 +47,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "close_timeout": (0.1, 600),
     "dial_stagger": (0.0, 10),
     "max_datagram_bytes": (1280, 65535),
+    "max_punch_datagrams": (0, 2000),
+    "max_punch_sockets": (1, 256),
 }
 
 
@@ -101,6 +103,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         close_timeout: seconds that `close` waits for progress of what was sent.
         dial_stagger: seconds between the starts of two attempts of one dial.
         max_datagram_bytes: the largest IP packet that µTP tries, headers included; the path may take less.
+        max_punch_datagrams: requests that one dial sends through NATs over UDP; 1,750 find a random port in 99.9 % of
+            cases, most dials need ten.
+        max_punch_sockets: UDP sockets that one dial may have open; 256 are what a random port is found by.
     """
 
     listen: list[str] | None = None
@@ -139,6 +144,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     close_timeout: float = 10.0
     dial_stagger: float = 0.005
     max_datagram_bytes: int = 65_535
+    max_punch_datagrams: int = 2000
+    max_punch_sockets: int = 256
 
     def __post_init__(self) -> None:
         """Check what the types cannot say.

@@ -266,3 +266,66 @@ class TestLies:
             hosts = ["224.0.0.1", "239.1.2.3", "255.255.255.255", "0.0.0.0", "ff02::1", "::", "::ffff:192.0.2.9"]
             await self.dial(alice, bob, [Candidate("utp", host, 53) for host in hosts], monkeypatch)
             assert not any(sent[host] for host in hosts)
+
+
+class TestManySockets:
+    """Random ports here, one known port there: 256 sockets towards it."""
+
+    @contextlib.asynccontextmanager
+    async def pair(
+        self, monkeypatch: pytest.MonkeyPatch, **changes: Any
+    ) -> AsyncIterator[tuple[crust.Node, crust.Node]]:
+        easy = NatVerdict("udp", Mapping.ENDPOINT_INDEPENDENT, Filtering.ADDRESS_AND_PORT_DEPENDENT)
+        async with acquainted(transports=["utp"], **changes) as (alice, bob):
+            monkeypatch.setattr(surroundings(alice), "standings", lambda: {"utp": Standing(HARD)})
+            monkeypatch.setattr(surroundings(bob), "standings", lambda: {"utp": Standing(easy)})
+            yield alice, bob
+
+    async def test_all_are_closed_when_the_main_one_wins(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with self.pair(monkeypatch) as (alice, bob):
+            before = dict(front(alice)._sockets)
+            opened: list[int] = []
+            open_extra = UdpFront.open_extra
+            monkeypatch.setattr(UdpFront, "open_extra", lambda *a: opened.extend(found := open_extra(*a)) or found)
+            connection = await soon(alice.connect(bob.id))
+            await soon(connection.ping())
+            await eventually(lambda: front(alice)._sockets == before)
+            assert len(opened) <= TraversalLimits().dial_sockets - 1
+            await connection.close()
+
+    async def test_the_one_that_wins_stays_as_long_as_it_is_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with self.pair(monkeypatch) as (alice, bob):
+            assert bob._dials is not None
+            monkeypatch.setattr(bob._dials, "called", lambda *_: True)
+            before = dict(front(alice)._sockets)
+            probe = UdpFront.probe
+
+            def only_extra(self_: UdpFront, dial: Any, number: int, to: tuple[str, int], **options: Any) -> None:
+                if number in self_._extra:
+                    probe(self_, dial, number, to, **options)
+
+            monkeypatch.setattr(UdpFront, "probe", only_extra)
+            connection = await soon(alice.connect(bob.id))
+            assert connection.path is not None
+            assert int(connection.path.local.rpartition(":")[2]) != port_of(alice)
+            await connection.send(b"over another socket")
+            accepted = await soon(anext(bob))
+            assert (await soon(accepted.receive())).data == b"over another socket"
+            assert len(front(alice)._sockets) == len(before) + 1
+            await soon(connection.close())
+            await eventually(lambda: front(alice)._sockets == before)
+
+    async def test_there_are_no_more_than_the_settings_say(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sent: Counter[int] = Counter()
+
+        def count(self_: UdpFront, dial: object, number: int, to: tuple[str, int], **_: object) -> None:
+            sent[number] += 1
+
+        monkeypatch.setattr(UdpFront, "probe", count)
+        limits = {"max_punch_sockets": 10, "max_punch_datagrams": 25}
+        async with self.pair(monkeypatch, **limits) as (alice, bob):
+            with pytest.raises(crust.ConnectError):
+                await alice.connect(bob.id, timeout=4)
+            mine = set(front(alice)._sockets)
+            assert len(set(sent) - mine) <= 9
+            assert sum(sent[number] for number in sent) <= 2 * 25  # of both sides

@@ -32,7 +32,9 @@ __all__ = ["UtpPunch"]
 Address = tuple[str, int]
 
 _HOLD: Final = 0.1
-"""Of the side that is called: until its answer has arrived, and the caller's first probe."""
+_HOLD_SPARE: Final = 0.08
+_HOLD_MOST: Final = 0.4
+"""Of the side that is called: at least so long, so much longer than its answer travels, and never longer."""
 
 _OPENER_TTL: Final = 2
 """Passes our own NAT."""
@@ -68,10 +70,12 @@ class UtpPunch:
         self._front = front
         self._peer = peer
         self.plan: Plan = terms.plan("utp")
-        self._limits = TraversalLimits()
+        config = core.config
+        self._limits = TraversalLimits(dial_datagrams=config.max_punch_datagrams, dial_sockets=config.max_punch_sockets)
+        called = punch.coordinated and not terms.caller
         options = PunchOptions(
             self._limits,
-            hold=0.0 if terms.caller or not punch.coordinated else _HOLD,
+            hold=min(max(_HOLD, punch.hold + _HOLD_SPARE), _HOLD_MOST) if called else 0.0,
             opener_ttl=_OPENER_TTL,
             coordinated=punch.coordinated,
             quiet=() if punch.coordinated or front.quiet is None else (1,),
