@@ -64,7 +64,7 @@ async def test_interfaces_that_come_and_go(monkeypatch: pytest.MonkeyPatch) -> N
     """The contact follows, rendezvous nodes are asked again, and paths are tried."""
     monkeypatch.setattr(premises_module, "_WATCH_SECONDS", 0.02)
     there = [LocalAddress("192.0.2.7", 24, "eth7")]
-    monkeypatch.setattr(premises_module, "local_addresses", lambda: list(there))
+    monkeypatch.setattr(premises_module, "local_addresses", lambda **_: list(there))
     monkeypatch.setattr(
         premises_module, "InterfaceWatcher", lambda: _WATCHER(addresses=lambda: list(there), gateways=list)
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import math
 import re
 import shutil
 import socket
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ifaddr
+
+from crust.net.clock import monotonic
 
 __all__ = [
     "AddressScope",
@@ -45,6 +48,9 @@ _RTF_UP, _RTF_GATEWAY = 0x1, 0x2
 _UNIQUE_LOCAL = ipaddress.IPv6Network("fc00::/7")
 _DEFAULT_ROUTES = ("default", "0.0.0.0", "0.0.0.0/0", "::/0")  # noqa: S104 - as routing tables print them
 _NETSTAT_SECONDS = 2.0
+
+
+_answer: tuple[float, list[LocalAddress]] = (-math.inf, [])
 
 
 class AddressScope(enum.IntEnum):
@@ -126,8 +132,21 @@ class InterfaceChange:
     gateways_changed: bool
 
 
-def local_addresses() -> list[LocalAddress]:
-    """The usable addresses of this machine, loopback excluded."""
+def local_addresses(*, recent: float = 0.0) -> list[LocalAddress]:
+    """The usable addresses of this machine, loopback excluded.
+
+    Args:
+        recent: seconds for which an earlier answer will do: to ask costs a millisecond, and a dial asks several times.
+    """
+    global _answer
+    now = monotonic()
+    if recent and now - _answer[0] < recent:
+        return list(_answer[1])
+    _answer = now, _ask_addresses()
+    return list(_answer[1])
+
+
+def _ask_addresses() -> list[LocalAddress]:
     flags = _ipv6_flags()
     found = []
     for adapter in ifaddr.get_adapters():

@@ -30,7 +30,7 @@ from crust.node.events import EventReader
 from crust.node.explain import Explainer
 from crust.node.incoming import Incoming
 from crust.node.network import Neighbourhood
-from crust.node.premises import Premises
+from crust.node.premises import RECENT, Premises
 from crust.node.stats import Stats
 from crust.node.udp import UdpFront
 from crust.proto.nat.candidates import LocalView
@@ -274,7 +274,7 @@ class Node:
         """Where we stand: what makes an address of a peer sensible."""
         assert self._neighbourhood is not None
         own = {(c.host, c.port) for c in self._neighbourhood.candidates()}
-        on_link = tuple(address.network for address in local_addresses())
+        on_link = tuple(address.network for address in local_addresses(recent=RECENT))
         outside = {
             host
             for host in self._outside_hosts()

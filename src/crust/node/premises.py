@@ -18,7 +18,10 @@ from crust.node.outside import OutsideAddresses
 from crust.node.udp import UdpFront
 from crust.types import Candidate, Transport
 
-__all__ = ["Premises"]
+__all__ = ["RECENT", "Premises"]
+
+RECENT: Final = 0.5
+"""Seconds for which an answer about the interfaces will do, where a dial asks again."""
 
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _WATCH_SECONDS: Final = 2.0
@@ -107,7 +110,7 @@ class Premises:
 
     def _of_interfaces(self) -> list[Candidate]:
         """Each listening address, wildcards as the addresses of the interfaces."""
-        hosts = candidate_hosts(local_addresses())
+        hosts = candidate_hosts(local_addresses(recent=RECENT))
         addresses: list[tuple[str, int]] = []
         for host, port in self._listening:
             if host in _WILDCARDS:

@@ -227,3 +227,15 @@ def test_the_watcher_tells_changes_only() -> None:
     assert watcher.poll() == InterfaceChange((), (one,), gateways_changed=True)
     assert watcher.addresses == (two,)
     assert InterfaceWatcher().poll() is None
+
+
+def test_an_answer_of_a_moment_ago_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(interfaces.ifaddr, "get_adapters", lambda: asked.append(None) or [])
+    local_addresses()
+    assert len(asked) == 1
+    assert local_addresses(recent=60.0) == []
+    assert len(asked) == 1
+    local_addresses(recent=1e-9)
+    local_addresses()
+    assert len(asked) == 3
