@@ -255,7 +255,7 @@ async def _answer(stream: crust.Stream) -> tuple[Frame, bytes]:
     return kind, await stream.readexactly(length)
 
 
-@pytest.mark.parametrize("name", ["..", "/etc/passwd", "a/../../b", "a\\b", "C:x", "nul", "a\0", "a\x1bb", "x\n"])
+@pytest.mark.parametrize("name", ["..", "/etc/passwd", "a/../../b", "a\\b", "C:x", "a\0", "a\x1bb", "x\n"])
 async def test_hostile_names(pair: Pair, name: str) -> None:
     receiving = asyncio.create_task(pair.receive())
     stream = await pair.ada.open_stream(STREAM_NAME)

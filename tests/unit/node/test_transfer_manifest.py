@@ -72,12 +72,6 @@ def test_round_trip() -> None:
         ("exe\u202etxt.js", "control"),
         ("x" * 256, "longer"),
         ("ä" * 128, "longer"),
-        ("con", "device"),
-        ("NUL", "device"),
-        ("aux.txt", "device"),
-        ("Com1.tar.gz", "device"),
-        ("lpt¹", "device"),
-        ("prn .txt", "device"),
         (".crust-partial", "unfinished"),
         (".CRUST-Partial", "unfinished"),
         (".crust-partial. ", "unfinished"),
@@ -89,6 +83,30 @@ def test_hostile_names_are_refused(name: str, why: str) -> None:
     if len(name.encode()) < 256:
         with pytest.raises(RemoteProtocolError, match=why):
             parse_manifest(serialized(file(name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("con", "device"),
+        ("NUL", "device"),
+        ("aux.txt", "device"),
+        ("Com1.tar.gz", "device"),
+        ("lpt¹", "device"),
+        ("prn .txt", "device"),
+        ("hidden:stream", "cannot store"),
+        ("what?", "cannot store"),
+        ("R.E.M.", "cannot store"),
+        ("blank ", "cannot store"),
+    ],
+)
+def test_what_only_windows_refuses_is_the_receivers_matter(name: str, why: str) -> None:
+    builder = ManifestBuilder()
+    builder.add(file(name))
+    data = bytes(builder.build().serialize())
+    assert parse_manifest(data, "linux")[0].name == parse_manifest(data, "darwin")[0].name == name
+    with pytest.raises(RemoteProtocolError, match=why):
+        parse_manifest(data, "win32")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +130,7 @@ def test_unusual_names_pass(name: str) -> None:
     if name == "a: b.txt":  # a drive letter only at the top, where a path begins
         with pytest.raises(NameRefusedError):
             ManifestBuilder().add(file(name))
-    assert parse_manifest(serialized(folder("d"), file(name, 0)))[1].name == name
+    assert parse_manifest(serialized(folder("d"), file(name, 0)), "linux")[1].name == name
 
 
 @pytest.mark.parametrize("name", [b"\xff\xfe", b"ok\x80", b"\xed\xa0\x80"])
@@ -127,16 +145,28 @@ def test_the_name_in_an_error_cannot_steer_the_terminal() -> None:
     assert shown(str(caught.value)) == str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [("a", "a"), ("README", "readme"), ("é", "e\u0301"), ("ß", "ss"), ("K", "\u212a")]
-)
-def test_names_that_collide_somewhere_are_refused(first: str, second: str) -> None:
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
+def test_one_name_twice_is_refused(system: str) -> None:
     with pytest.raises(RemoteProtocolError, match="twice"):
-        parse_manifest(serialized(file(first), file(second)))
+        parse_manifest(serialized(file("a"), file("a")), system)
     with pytest.raises(RemoteProtocolError, match="twice"):
-        parse_manifest(serialized(folder(first), file(second)))
+        parse_manifest(serialized(folder("a"), file("a")), system)
     # In different folders they are different files.
-    parse_manifest(serialized(folder("x"), folder("y"), file(first, 0), file(second, 1)))
+    parse_manifest(serialized(folder("x"), folder("y"), file("a", 0), file("a", 1)), system)
+
+
+@pytest.mark.parametrize(("first", "second"), [("README", "readme"), ("é", "e\u0301"), ("ß", "ss"), ("K", "\u212a")])
+def test_names_that_collide_on_some_systems_are_refused_there(first: str, second: str) -> None:
+    for system in ("darwin", "win32"):
+        with pytest.raises(RemoteProtocolError, match="ignores case"):
+            parse_manifest(serialized(file(first), file(second)), system)
+        with pytest.raises(RemoteProtocolError, match="ignores case"):
+            parse_manifest(serialized(folder(first), file(second)), system)
+        parse_manifest(serialized(folder("x"), folder("y"), file(first, 0), file(second, 1)), system)
+    builder = ManifestBuilder()
+    builder.add(file(first))
+    builder.add(file(second))
+    assert len(parse_manifest(bytes(builder.build().serialize()), "linux")) == 2
 
 
 def test_something_in_a_file_is_refused() -> None:

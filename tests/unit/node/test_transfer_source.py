@@ -118,7 +118,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         scan([tmp_path / "dangling"])
 
 
-@pytest.mark.parametrize("name", ["a\nb", "aux.c", "back\\slash", os.fsdecode(b"\xff")])
+@pytest.mark.parametrize("name", ["a\nb", "back\\slash", os.fsdecode(b"\xff")])
 def test_names_that_no_receiver_takes(tmp_path: Path, name: str) -> None:
     (tmp_path / "top").mkdir()
     (tmp_path / "top" / name).write_text("x")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
+import sys
 import unicodedata
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -64,6 +65,10 @@ _DEVICES: Final = frozenset(
 # Embeddings, overrides and isolates of text direction: they can make "exe.txt" of "txt.exe".
 _BIDI: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
+# "a:b" would be a second content of the file "a" there, and "a." is "a".
+_NOT_ON_WINDOWS: Final = re.compile(r'[<>:"|?*]|[ .]$')
+_WINDOWS: Final = ("win32", "cygwin")
+_IGNORE_CASE: Final = (*_WINDOWS, "darwin")
 
 
 class NameRefusedError(ValueError):
@@ -97,8 +102,8 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _check_name(name: str) -> bytes:
-    """The name in UTF-8, if it is harmless on every system."""
+def _check_name(name: str, system: str) -> bytes:
+    """The name in UTF-8, if a system can store it and it does no harm there."""
     try:
         data = name.encode()
     except UnicodeEncodeError:
@@ -112,8 +117,11 @@ def _check_name(name: str) -> bytes:
     # Asks for the category only where something is unusual: nearly every name is printable.
     if not name.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") or c in _BIDI for c in name):
         raise NameRefusedError("it holds control characters")
-    if name.partition(".")[0].rstrip(" ").lower() in _DEVICES:
-        raise NameRefusedError("it names a device on Windows")
+    if system in _WINDOWS:
+        if name.partition(".")[0].rstrip(" ").lower() in _DEVICES:
+            raise NameRefusedError("it names a device on Windows")
+        if _NOT_ON_WINDOWS.search(name):
+            raise NameRefusedError("Windows cannot store it")
     return data
 
 
@@ -123,9 +131,16 @@ def _fold(name: str) -> str:
 
 
 class ManifestBuilder:
-    """Collects entries and lets in only those that every receiver can store; the parser uses it as well."""
+    """Collects entries and lets in only those that a system can store; the parser uses it as well.
 
-    def __init__(self) -> None:
+    What only some systems refuse is the receiver's to say: whoever sends cannot know where to.
+
+    Args:
+        system: whose rules hold, as in `sys.platform`; "" for those of every system.
+    """
+
+    def __init__(self, system: str = "") -> None:
+        self._system = system
         self.entries: list[Entry] = []
         self._names_bytes = 0
         self._taken: set[tuple[int, str]] = set()
@@ -138,7 +153,7 @@ class ManifestBuilder:
         Raises:
             NameRefusedError: the text begins with "it", which stands for the name.
         """
-        data = _check_name(entry.name)
+        data = _check_name(entry.name, self._system)
         if entry.folder not in self._folders:
             raise NameRefusedError("it lies in something that is no folder")
         if entry.folder == TOP:
@@ -152,9 +167,11 @@ class ManifestBuilder:
         path_bytes += len(data) + 1
         if path_bytes > MAX_PATH_BYTES:
             raise NameRefusedError(f"its path is longer than {MAX_PATH_BYTES} bytes")
-        key = (entry.folder, _fold(entry.name))
+        ignores_case = self._system in _IGNORE_CASE
+        key = (entry.folder, _fold(entry.name) if ignores_case else entry.name)
         if key in self._taken:
-            raise NameRefusedError("it stands twice in its folder, to systems that ignore case")
+            why = ", as this system ignores case" if ignores_case else ""
+            raise NameRefusedError(f"it stands twice in its folder{why}")
         if not 0 <= entry.size <= MAX_FILE_BYTES or (entry.is_folder and entry.size):
             raise NameRefusedError(f"its size cannot be {entry.size}")
         self._names_bytes += len(data)
@@ -220,8 +237,12 @@ class Manifest:
         return data
 
 
-def parse_manifest(data: bytes) -> Manifest:
+def parse_manifest(data: bytes, system: str = sys.platform) -> Manifest:
     """Read what a stranger offers.
+
+    Args:
+        data: what came.
+        system: whose rules for names hold, as in `sys.platform`.
 
     Raises:
         RemoteProtocolError: it is malformed, too large, or has a name that could do harm.
@@ -232,7 +253,7 @@ def parse_manifest(data: bytes) -> Manifest:
     at = _COUNT.size + count * _RECORD.size
     if count > MAX_ENTRIES or at > len(data):
         raise RemoteProtocolError("the list of files is truncated or too long")
-    builder = ManifestBuilder()
+    builder = ManifestBuilder(system)
     for flags, folder, size, mtime_ns, length in _RECORD.iter_unpack(memoryview(data)[_COUNT.size : at]):
         raw = data[at : at + length]
         at += length
