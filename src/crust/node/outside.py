@@ -86,9 +86,14 @@ class OutsideAddresses:
 
     @property
     def candidates(self) -> list[Candidate]:
-        """What the servers say; the user has named them, so each is believed."""
+        """What the servers say; the user has named them, so each is believed.
+
+        The quiet port comes first, to be tried first: a router that has moved the port of a socket towards one
+        destination keeps it moved towards the next.
+        """
+        quiet = {found for (_, local, _), found in self._found.items() if local not in self._listening}
         found = dict.fromkeys(self._found.values())
-        return sorted(found, key=lambda each: (each.host, each.port, each.transport))
+        return sorted(found, key=lambda each: (each not in quiet, each.host, each.port, each.transport))
 
     def close(self) -> None:
         """Stop, and let the mappings go."""
