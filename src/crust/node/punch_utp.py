@@ -141,7 +141,7 @@ class UtpPunch:
         if self._timer is not None:
             self._timer.cancel()
         if self._dial is not None:
-            self._front.cancel_punch(self._peer, self._dial, self._extra)
+            self._front.cancel_punch(self, self._dial, self._extra)
 
     # --- what comes in -------------------------------------------------------------------------------------------
 

@@ -317,9 +317,10 @@ class UdpFront:
             return self._sockets[number].local
         return None
 
-    def cancel_punch(self, peer: PeerId, dial: UtpDial, numbers: Sequence[int]) -> None:
+    def cancel_punch(self, watcher: PunchWatcher, dial: UtpDial, numbers: Sequence[int]) -> None:
         """End a dial; of the sockets that were opened for it those stay over which the peer is reached."""
-        self._punches.pop(peer, None)
+        if self._punches.get(dial.dial.peer) is watcher:  # not one that was begun since
+            del self._punches[dial.dial.peer]
         self._dials.pop(dial.dial, None)
         self.endpoint.cancel(dial.dial)
         self._close_unused(set(numbers))
