@@ -59,7 +59,7 @@ class NatRecord(msgspec.Struct, frozen=True, array_like=True):
     mapping: _Kind
     filtering: _Kind
     allocation: _Kind
-    step: Annotated[int, msgspec.Meta(ge=-32768, le=32767)] = 0
+    step: Annotated[int, msgspec.Meta(ge=-32767, le=32767)] = 0
     certain: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
     forecast: PortForecast | None = None
     meeting: Annotated[tuple[_Port, ...], msgspec.Meta(max_length=MEETINGS_MOST)] = ()
