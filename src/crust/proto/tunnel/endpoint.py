@@ -7,33 +7,23 @@ dropped and counted.
 from __future__ import annotations
 
 import heapq
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidTag
 
-from crust.crypto.aead import TAG_BYTES, Suite
+from crust.crypto.aead import Suite
 from crust.crypto.keys import Identity, PeerId
-from crust.proto.noise.envelope import SALT_BYTES, outer_secret
+from crust.proto.noise.envelope import outer_secret
 from crust.proto.noise.outcome import DiscardReason, HandshakeFailed, Network, Random
 from crust.proto.noise.replay import EphemeralCache
 from crust.proto.tunnel.association import Association
-from crust.proto.tunnel.constants import (
-    ANSWER_BURST,
-    ANSWER_RATE,
-    DIALS_TRIED,
-    MAX_KNOCKS,
-    MAX_PADDING,
-    PUNCH_REQUESTS_KEPT,
-    REQUESTS_REMEMBERED,
-    RETRANSMIT_SECONDS,
-)
-from crust.proto.tunnel.cookie import Admission, TokenBucket
+from crust.proto.tunnel.constants import DIALS_TRIED, MAX_KNOCKS, MAX_PADDING, PUNCH_REQUESTS_KEPT, RETRANSMIT_SECONDS
+from crust.proto.tunnel.cookie import Admission
 from crust.proto.tunnel.events import DialFailed, DialSucceeded, Knocked, KnockedAgain, Outgoing, Route, TunnelEvent
 from crust.proto.tunnel.handshake import (
     Discarded,
-    OpenedRequest,
     SaltMark,
     TunnelInitiator,
     TunnelKeys,
@@ -45,6 +35,7 @@ from crust.proto.tunnel.handshake import (
 from crust.proto.tunnel.header import MAX_SEGMENTS, HeaderMask
 from crust.proto.tunnel.keys import ReceiveKey
 from crust.proto.tunnel.pending import Dial, Knock
+from crust.proto.tunnel.requests import NO_COPY, RequestMemory
 from crust.proto.tunnel.sealing import BUFFER_BYTES, Opener, Sealer
 from crust.proto.utp.config import UtpConfig
 from crust.wire.handshake import Hello, Hint
@@ -118,9 +109,7 @@ class TunnelEndpoint:
         self._by_index: dict[int, ReceiveKey | Dial | None] = {}
         self._dials: dict[Route, list[Dial]] = {}
         self._knocks: dict[bytes, Knock] = {}
-        # Of requests that have opened, by salt: ephemeral, size, tag.
-        self._requests: OrderedDict[bytes, tuple[bytes, int, bytes]] = OrderedDict()
-        self._answers = TokenBucket(ANSWER_RATE, ANSWER_BURST, now)  # after the first of each handshake
+        self._requests = RequestMemory(now)
         self._events: deque[TunnelEvent] = deque()
         self._outgoing: deque[Outgoing] = deque()
         self._agenda: list[tuple[float, int, Association | Dial]] = []
@@ -445,24 +434,22 @@ class TunnelEndpoint:
             self.count("datagram.stranger")
             return
         request = bytes(datagram)
-        if (known := self._requests.get(request[:SALT_BYTES])) is not None:
-            self._receive_copy(known, request, route, now)
+        if (ephemeral := self._requests.find(request)) is not None:
+            self._receive_copy(ephemeral, request, route, now)
             return
         try:
             self._receive_request(request, route, now)
         except Discarded as discarded:
             self.count(f"handshake.{discarded.reason.value}")
-            if discarded.hint is not None:
+            if discarded.hint is not None and self._requests.may_answer(now):
                 self._send(seal_hint(self._secret, request, discarded.hint, self.random), route)
 
-    def _receive_copy(self, known: tuple[bytes, int, bytes], datagram: bytes, route: Route, now: float) -> None:
+    def _receive_copy(self, ephemeral: bytes, datagram: bytes, route: Route, now: float) -> None:
         """A request with the salt of an earlier one: sent twice on the way, or by somebody who wants us to work."""
-        ephemeral, size, tag = known
-        if len(datagram) != size or datagram[-TAG_BYTES:] != tag:
-            self.count("datagram.forged")
-            return
         knock = self._knocks.get(ephemeral)
-        if knock is None:
+        if ephemeral == NO_COPY:
+            self.count("datagram.forged")
+        elif knock is None:
             self.count(f"handshake.{DiscardReason.REPLAYED.value}")
         else:
             self._receive_again(knock, datagram, route, now)
@@ -495,7 +482,7 @@ class TunnelEndpoint:
         if opened is None:
             self.count("datagram.stranger")
             return
-        self._remember_request(opened)
+        self._requests.add(opened)
         knock = self._knocks.get(opened.ephemeral)
         if knock is not None:
             self._receive_again(knock, datagram, route, now)
@@ -520,12 +507,6 @@ class TunnelEndpoint:
         knock = self._knocks[opened.ephemeral] = Knock(opened.ephemeral, responder, datagram, route, now)
         self.tell(Knocked(knock))
 
-    def _remember_request(self, opened: OpenedRequest) -> None:
-        """Copies of it need not be opened."""
-        self._requests[opened.salt] = (opened.ephemeral, opened.size, opened.tag)
-        if len(self._requests) > REQUESTS_REMEMBERED:
-            self._requests.popitem(last=False)
-
     def _receive_again(self, knock: Knock, datagram: bytes, route: Route, now: float) -> None:
         """A copy of a message 1, or a retransmission: our answer was lost, or is still to be decided."""
         knock.heard_at = now
@@ -533,7 +514,7 @@ class TunnelEndpoint:
             knock.datagram, knock.route = datagram, route
         elif knock.association.proved:
             self.count(f"handshake.{DiscardReason.REPLAYED.value}")
-        elif self._answers.take(now):
+        elif self._requests.may_answer(now):
             self._answer(knock, datagram, route)
         else:
             self.count("handshake.over_rate")

@@ -135,6 +135,22 @@ class TestCopies:
         feed(world.bob, [request])
         assert len(self.answers(world)) >= 1
 
+    def test_hints_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What cannot be read takes no place among handshakes, so their rate does not bound it."""
+        world = World()
+        mallory = TunnelHost(world, ELSEWHERE)
+        with monkeypatch.context() as patch:
+            patch.setattr("crust.wire.tunnel.VERSION", 99)
+            handshake = mallory.dial(world.bob).handshake
+            questions = [handshake.request() for _ in range(800)]
+        world.recording = True
+        for question in questions:
+            feed(world.bob, [question])
+        hints = self.answers(world)
+        assert ANSWER_BURST - 1 <= len(hints) <= ANSWER_BURST
+        assert world.bob.endpoint.stats["handshake.unsupported_version"] == 800
+        assert max(map(len, hints)) < min(map(len, questions))
+
     def test_of_a_finished_handshake(self) -> None:
         world = World()
         world.recording = True
