@@ -24,7 +24,7 @@ SAID = {
     "natlab.py": r"(at home 1\S+ behind .*\nat home somebody says hello|no lab on this machine: .*)",
     "priorities.py": r"URGENT 4 bytes\nBULK 30000000 bytes",
     "receipts.py": r"number 0 in this session\nsigned by crust[a-z2-7]{56}\nrefused: .+",
-    "rendezvous.py": r"(not yet: .*\n)*connected: True path: direct (tcp|utp) \S+ -> \S+",
+    "rendezvous.py": r"(not yet: .*\n)*connected: True path: (direct|punched) (tcp|utp) \S+ -> \S+",
     "swap_contacts.py": r"connected: True",
     "streams.py": r"log: 7 bytes\npicture: 100000 bytes",
     "survive.py": r"(event: PeerConnected\n)?arrived: b'an order'\nclosed in good order",
