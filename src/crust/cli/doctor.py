@@ -3,7 +3,8 @@ to each kind of peer would take.
 
 How the network looks from outside can only be told by others: by the bootstrap nodes of the configuration, and by STUN
 servers that are named here. A bootstrap node tells how the NAT maps ports; so do two STUN servers at different hosts;
-a STUN server with two addresses (RFC 5780) tells the filtering too. The router is asked for a port, which is given back.
+a STUN server with two addresses (RFC 5780) tells the filtering too. The router is asked for a port, which is given
+back.
 
 Exit code 0, whatever the network is like. How to read it: docs/howto/diagnose.md.
 """
