@@ -40,7 +40,8 @@ _RECEIVE_BUFFER_BYTES: Final = 16 << 20
 _SEND_BUFFER_BYTES: Final = 1 << 20
 _BYTES_PER_TURN: Final = 1 << 20
 _RECEIVES_PER_TURN: Final = 64
-"""Before others get their turn of the event loop: a millisecond at most."""
+_SECONDS_PER_TURN: Final = 0.005
+"""Before others get their turn of the event loop; the time counts where each datagram is a handshake."""
 
 _APART: Final = 50e-6
 _ERRORS_PER_TURN: Final = 64
@@ -200,7 +201,7 @@ class UdpSocket:
                 read += count
                 if self._sock is None:
                     return
-                if (alone and lone) or read >= _BYTES_PER_TURN:
+                if (alone and lone) or read >= _BYTES_PER_TURN or monotonic() - began > _SECONDS_PER_TURN:
                     break
         except BlockingIOError:
             pass
