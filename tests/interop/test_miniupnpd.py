@@ -101,4 +101,4 @@ def test_no_daemon(tmp_path: Path) -> None:
     result = play("nobody", tmp_path)
     assert result["mappings"] == []
     assert {a["outcome"] for a in result["report"]["attempts"]} == {"no answer"}
-    assert result["settled_ms"] < 3000
+    assert result["settled_ms"] < 8000  # one second, but for a busy machine; silence would be waited for longer
