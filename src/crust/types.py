@@ -102,8 +102,8 @@ class Attempt:
         started_ms: when it was tried, since the dial began.
         ended_ms: when the outcome was known; None while it was still open.
         outcome: "won", "surplus", "refused", "unreachable", "timed out", "not crust", "wrong key",
-            "network mismatch", "signing mismatch", "rejected", "cancelled", "skipped" (nothing was sent there), "standby"
-            or "failed".
+            "network mismatch", "signing mismatch", "rejected", "cancelled", "standby", "skipped" (nothing
+            was sent there) or "failed".
         detail: the same in words, for people.
     """
 
