@@ -289,3 +289,44 @@ def test_words() -> None:
     assert unknown.describe() == "mapping unknown, filtering unknown, random ports, hairpinning"
     assert network_of("198.51.100.7") == "198.51.0.0/16"
     assert network_of("2001:db8:1:2::3%eth0") == "2001:db8::/32"
+
+
+class TestOneObserverWithTwoPorts:
+    """All that one rendezvous with one address can tell."""
+
+    def sees(self, *ports: int, trusted: bool = True) -> NatBehaviour:
+        behaviour = NatBehaviour("udp")
+        for number, port in enumerate(ports):
+            observer = (OBSERVERS[0][0], 443 + number)
+            behaviour.observe(Observation(LOCAL, observer, ("203.0.113.1", port), float(number), trusted=trusted))
+        return behaviour
+
+    def test_the_same_port_at_both(self) -> None:
+        verdict = self.sees(6000, 6000).verdict
+        assert verdict.mapping is EI
+        assert verdict.mapping_confidence == pytest.approx(0.5, abs=0.01)  # the address may count all the same
+        assert verdict.allocation is Allocation.RANDOM  # not preserved, that is
+
+    def test_another_port_at_the_other(self) -> None:
+        verdict = self.sees(6000, 6001).verdict
+        assert verdict.mapping is Mapping.ADDRESS_AND_PORT_DEPENDENT
+        assert (verdict.allocation, verdict.step) == (Allocation.SEQUENTIAL, 1)
+
+    def test_a_stranger_alone_is_not_believed_that_ports_differ(self) -> None:
+        assert self.sees(6000, 6001, trusted=False).verdict.mapping is EI
+
+    def test_who_comes_second_decides(self) -> None:
+        behaviour = self.sees(6000, 6000)
+        behaviour.observe(Observation(LOCAL, OBSERVERS[1], ("203.0.113.1", 7000), 3.0, trusted=True))
+        assert behaviour.verdict.mapping is Mapping.ADDRESS_DEPENDENT
+
+    def test_filtering_silence_of_a_stranger_proves_nothing(self) -> None:
+        behaviour = NatBehaviour("udp")
+        behaviour.filtering_test(FilteringTest(FilteringKind.OTHER_PORT, False, OBSERVERS[0], trusted=False))
+        assert behaviour.verdict.filtering is Filtering.UNKNOWN
+
+    def test_a_host_without_a_nat_of_which_one_host_knows(self) -> None:
+        behaviour = NatBehaviour("udp")
+        behaviour.observe(Observation(LOCAL, OBSERVERS[0], LOCAL, 0.0, trusted=True))
+        behaviour.filtering_test(FilteringTest(FilteringKind.OTHER_PORT, True, OBSERVERS[0], trusted=True))
+        assert behaviour.verdict.describe() == "no NAT, perhaps a firewall"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from crust.proto.tunnel.constants import MAX_PADDING, PUNCH_PADDING
 from crust.proto.tunnel.endpoint import Dial
 from crust.proto.tunnel.events import DialFailed, DialSucceeded, Knocked, KnockedAgain
@@ -131,3 +133,16 @@ def test_sockets_in_use() -> None:
     assert world.alice.endpoint.sockets_in_use() == {0}
     world.alice.associations[0].close()
     assert world.alice.endpoint.sockets_in_use() == set()
+
+
+def test_a_cookie_is_shown_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer under load asks for one; the answer to it goes where it came from."""
+    monkeypatch.setattr("crust.proto.tunnel.cookie.HANDSHAKE_BURST", 0.0)
+    monkeypatch.setattr("crust.proto.tunnel.cookie.HANDSHAKE_RATE", 0.0)
+    world = World()
+    dial = punch(world)
+    probe(world.alice, dial, NOBODY[0])
+    probe(world.alice, dial, B)
+    assert world.after(1, lambda: world.alice.associations)
+    assert world.alice.endpoint.stats["handshake.cookie_received"] == 1
+    assert world.alice.associations[0].route == (0, B)
