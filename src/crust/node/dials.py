@@ -19,7 +19,7 @@ from crust.node.explain import Explainer
 from crust.node.inbound_call import CalledInbound
 from crust.node.network import Neighbourhood
 from crust.proto.nat.terms import Terms
-from crust.types import Candidate, Report
+from crust.types import Candidate, Report, Transport
 from crust.wire.contact import Contact
 
 __all__ = ["Dials", "failed"]
@@ -182,10 +182,15 @@ class Dials:
         So that it sees us, and tells our outside addresses, over both. Failures are of no interest.
         """
         peer = connection.peer
-        there = {path.remote.startswith("[") for path in connection.paths}
-        wanted = [each for each in self.known(peer) if (":" in each.host) not in there]
-        groups = [[each for each in wanted if each.transport == t] for t in self._core.config.transports]
-        await asyncio.gather(*(self._add_path(connection, group) for group in groups if group))
+        ways: dict[tuple[Transport, bool], list[Candidate]] = {}
+        for each in self.known(peer):
+            if each.transport in self._core.config.transports:
+                ways.setdefault((each.transport, ":" in each.host), []).append(each)
+        if len({six for _, six in ways}) < 2:
+            return
+        for path in connection.paths:
+            ways.pop((path.transport, path.remote.startswith("[")), None)
+        await asyncio.gather(*(self._add_path(connection, group) for group in ways.values()))
 
     async def _add_path(self, connection: Connection, candidates: list[Candidate]) -> None:
         started = monotonic()
