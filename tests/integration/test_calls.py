@@ -10,7 +10,7 @@ import pytest
 
 import crust
 
-from .node_support import node, soon
+from .node_support import eventually, node, soon
 
 EVERY_LOOP = True
 
@@ -75,3 +75,17 @@ async def test_both_call(transports: list[str]) -> None:
         ours, theirs = await soon(asyncio.gather(alice.connect(bob.id), bob.connect(alice.id)))
         await exchange(ours, theirs)
         assert [len([c for c in each.connections if c.peer in (alice.id, bob.id)]) for each in (alice, bob)] == [1, 1]
+
+
+async def test_a_peer_that_is_starting() -> None:
+    """Both are started by hand: who is first does not have to wait to be told so."""
+    async with node() as rendezvous:
+        known = [str(await rendezvous.contact())]
+        async with node(bootstrap=known) as alice:
+            identity = crust.Identity.generate()
+            dial = asyncio.create_task(alice.connect(identity.id))
+            await eventually(lambda: rendezvous.stats["rendezvous.not_here"] >= 2)
+            assert not dial.done()
+            async with node(identity=identity, bootstrap=known) as bob:
+                ours = await soon(dial)
+                await exchange(ours, await soon(anext(bob)))

@@ -28,6 +28,8 @@ __all__ = ["Neighbourhood"]
 
 
 _REACH_SECONDS: Final = 3.0
+# A dial of a peer that nobody knows fails within 5 s; until then it may still be starting.
+_ASKING_SECONDS: Final = 3.8
 _SETTLE_SECONDS: Final = 0.5
 
 
@@ -114,11 +116,12 @@ class Neighbourhood:
             feed.terms = terms
             feed.add(candidates)
 
+        until = monotonic() + _ASKING_SECONDS
         try:
             # A bootstrap node that does not answer holds nobody up but in the node's first seconds.
             patience = max(self._opened_at + _REACH_SECONDS - monotonic(), _SETTLE_SECONDS)
             await asyncio.gather(self.tried(patience), self._reach(contact.rendezvous))
-            await self.signalling.call(peer, answered)
+            await self.signalling.call(peer, answered, until)
         except NoPathError as error:
             feed.failure = error
         finally:

@@ -37,7 +37,9 @@ __all__ = ["Call", "Callee", "Signalling"]
 
 _PRESENCE_SECONDS: Final = 300
 _ANSWER_SECONDS: Final = 4.0
+_ANSWER_LEAST: Final = 1.0
 _SETTLE_SECONDS: Final = 1.0
+_ASK_AGAIN_SECONDS: Final = 0.4
 _CANDIDATES_MOST: Final = 32
 
 _DIAL_SECONDS: Final = 15.0
@@ -117,7 +119,6 @@ class Call:
         self.open: set[Connection] = set()
         self.told: list[Candidate] = []
         self.trickled = 0
-        self.refused: list[str] = []
         self.answered = False
         self.decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -286,14 +287,27 @@ class Signalling:
 
     # --- calling -------------------------------------------------------------------------------------------------
 
-    async def call(self, peer: PeerId, on_candidates: AnswerHandler) -> None:
+    async def call(self, peer: PeerId, on_candidates: AnswerHandler, until: float) -> None:
         """Ask every rendezvous to pass our offer to a peer; its candidates and both NATs come to `on_candidates`.
 
-        Returns when the peer has answered; candidates may trickle in until the caller cancels.
+        Returns when the peer has answered; candidates may trickle in until the caller cancels. A peer that is known
+        nowhere may be starting at this moment, so it is asked for again.
+
+        Args:
+            peer: whom to reach.
+            on_candidates: told of each answer.
+            until: when to stop asking for a peer that is known nowhere, or does not answer, on the monotonic clock.
 
         Raises:
             NoPathError: no rendezvous is connected, or none knows the peer, or nobody answers in time.
         """
+        while not await self._call(peer, on_candidates, until):
+            if monotonic() + _ASK_AGAIN_SECONDS > until:
+                raise NoPathError("no rendezvous that we are connected to knows this peer")
+            await asyncio.sleep(_ASK_AGAIN_SECONDS)
+
+    async def _call(self, peer: PeerId, on_candidates: AnswerHandler, until: float) -> bool:
+        """Make one offer; returns whether the peer has answered it, False if nobody knows it."""
         servers = self.servers
         if not servers:
             raise NoPathError("no address of this peer is known, and no rendezvous is connected")
@@ -304,17 +318,16 @@ class Signalling:
             for server in servers:
                 self._send_offer(call, server)
             try:
-                async with asyncio.timeout(_ANSWER_SECONDS):
+                async with asyncio.timeout(max(until - monotonic(), _ANSWER_LEAST)):
                     await call.decided
             except TimeoutError:
                 raise NoPathError("the peer did not answer through the rendezvous") from None
-            if not call.answered:
-                raise NoPathError("no rendezvous that we are connected to knows this peer")
         finally:
             if not call.answered:
                 self._calls.pop(call.dial_id, None)
             else:
                 self._core.loop.call_later(_ANSWER_SECONDS, self._calls.pop, call.dial_id, None)
+        return call.answered
 
     def _send_offer(self, call: Call, server: Connection) -> None:
         call.told = self._told()
