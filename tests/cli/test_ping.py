@@ -256,6 +256,8 @@ def test_events(crust: Crust, node: Node) -> None:
     assert connected["peer"] == ours
     assert connected["path"]["transport"] in ("tcp", "utp")
     closed = running.record()
+    if closed["event"] == "PathChanged":  # the path that stands by may end before the word that all is closed arrives
+        closed = running.record()
     assert closed["event"] == "PeerClosed"
     assert closed["peer"] == ours
     assert running.signal(signal.SIGTERM) == 0
