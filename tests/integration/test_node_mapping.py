@@ -218,8 +218,8 @@ async def test_what_comes_through_the_router_is_told_from_what_does_not(monkeypa
             await soon(made.contact())
             port = int(made.addresses[0].rpartition(":")[2])
             kind_of = made._acceptor.kind_of
-            assert kind_of("tcp", port, "198.51.100.200", "direct") == "mapped"
-            assert kind_of("tcp", port, "198.51.100.200", "relayed") == "relayed"
-            assert kind_of("tcp", port + 1, "198.51.100.200", "direct") == "direct"
-            assert kind_of("utp", port, "198.51.100.200", "punched") == "punched"
-            assert kind_of("tcp", port, "127.0.0.1", "direct") == "direct"
+            assert kind_of(made.id, "tcp", port, "198.51.100.200", "direct") == "mapped"
+            assert kind_of(made.id, "tcp", port, "198.51.100.200", "relayed") == "relayed"
+            assert kind_of(made.id, "tcp", port + 1, "198.51.100.200", "direct") == "direct"
+            assert kind_of(made.id, "utp", port, "198.51.100.200", "punched") == "punched"
+            assert kind_of(made.id, "tcp", port, "127.0.0.1", "direct") == "direct"

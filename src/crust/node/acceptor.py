@@ -47,6 +47,7 @@ class Acceptor:
         calling: says whether we call a peer at this moment: what comes from it then is its answer to the call.
         dialling: says whether we dial a peer at this moment, or answer its call.
         forwarded: says whether what comes to a port of ours from a host has come through a mapping of our router.
+        let_in: says whether a peer comes from the outside address of its NAT, towards which we are dialling.
     """
 
     def __init__(self, core: Core, front: UdpFront | None = None) -> None:
@@ -69,6 +70,7 @@ class Acceptor:
         self.calling: Callable[[PeerId], bool] = lambda peer: False
         self.dialling: Callable[[PeerId], bool] = lambda peer: False
         self.forwarded: Callable[[Transport, int, str], bool] = lambda transport, port, host: False
+        self.let_in: Callable[[PeerId, Transport, str], bool] = lambda peer, transport, host: False
 
     # --- sockets -------------------------------------------------------------------------------------------------
 
@@ -101,8 +103,10 @@ class Acceptor:
         """A connection that we have made, and over which the peer has begun; returns what is done when it has ended."""
         return TcpInbound(self, kind).take_over(stream, crossed)
 
-    def kind_of(self, transport: Transport, port: int, host: str, kind: PathKind) -> PathKind:
-        """The kind of a path that has come in, which is another one if our router has a mapping for it."""
+    def kind_of(self, peer: PeerId, transport: Transport, port: int, host: str, kind: PathKind) -> PathKind:
+        """The kind of a path that has come in: another one if our router has a mapping for it, or a dial let it in."""
+        if kind == "direct" and self.let_in(peer, transport, host):
+            kind = "punched"
         return "mapped" if kind in ("direct", "punched") and self.forwarded(transport, port, host) else kind
 
     def local_for(self, host: str) -> tuple[str, int] | None:

@@ -78,6 +78,7 @@ class Dials:
         core.arrived = self._arrived
         acceptor.calling = self._calling.__contains__
         acceptor.dialling = self._dials.__contains__
+        acceptor.let_in = self.lets_in
 
     def cancel(self) -> None:
         """Give everything up."""
@@ -95,6 +96,12 @@ class Dials:
     def claimed(self, peer: PeerId) -> tuple[Candidate, ...]:
         """Where a peer says that it is."""
         return self._claimed.get(peer, ())
+
+    def lets_in(self, peer: PeerId, transport: Transport, host: str) -> bool:
+        """Whether we are dialling a peer, and a host is known as the outside of its NAT only."""
+        every = (*self.known(peer), *self.claimed(peer)) if peer in self._feeds else ()
+        kinds = {each.kind for each in every if each.transport == transport and each.host == host}
+        return "server-reflexive" in kinds and "host" not in kinds
 
     def remember(self, peer: PeerId, candidates: Sequence[Candidate]) -> None:
         """Keep where a peer is, for dialling it again."""

@@ -166,7 +166,7 @@ class TcpInbound(Inbound):
         kind = self._kind
         if self.ended is None:  # we have not made it ourselves
             port = self.stream.address("sockname")[1]
-            kind = self._acceptor.kind_of("tcp", port, self.stream.address("peername")[0], kind)
+            kind = self._acceptor.kind_of(connection.peer, "tcp", port, self.stream.address("peername")[0], kind)
         return self._core.add_path(connection, self.stream, self._codec, kind=kind, rtt=rtt, at_ms=at_ms)
 
     def _abort(self) -> None:

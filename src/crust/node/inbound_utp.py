@@ -116,7 +116,7 @@ class UtpInbound(Inbound):
     def _make_path(self, connection: Connection, rtt: float, at_ms: float) -> AnyPath:
         assert self._link is not None
         kind = self._front.kind_of(connection.peer, self._link.remote)
-        kind = self._acceptor.kind_of("utp", self._link.local[1], self._link.remote[0], kind)
+        kind = self._acceptor.kind_of(connection.peer, "utp", self._link.local[1], self._link.remote[0], kind)
         return self._core.add_utp_path(connection, self._link, kind=kind, rtt=rtt, at_ms=at_ms)
 
     def _abort(self) -> None:

@@ -31,6 +31,8 @@ _REACH_SECONDS: Final = 3.0
 # A dial of a peer that nobody knows fails within 5 s; until then it may still be starting.
 _ASKING_SECONDS: Final = 3.8
 _SETTLE_SECONDS: Final = 0.5
+# Where what would show us how our NAT behaves is blocked, nobody waits for it longer than this.
+_LEARNING_SECONDS: Final = 0.6
 
 
 class Neighbourhood:
@@ -147,6 +149,11 @@ class Neighbourhood:
             async with asyncio.timeout(seconds):
                 await self.bootstrap.tried()
                 await self.signalling.settled()
+
+    async def standing(self, seconds: float) -> None:
+        """The same, and until we know what these nodes can show us of our NAT, a few round trips more."""
+        await self.tried(seconds)
+        await self.surroundings.learnt(_LEARNING_SECONDS)
 
     def close(self) -> None:
         """Stop."""

@@ -126,12 +126,14 @@ class Node:
     async def bootstrapped(self, timeout: float = 10) -> None:
         """Wait until each bootstrap node is connected or was tried once, or the time is up. Cancellation loses nothing.
 
+        Then, for a moment at most, until these nodes have shown how the NAT before this one behaves.
+
         Args:
             timeout: seconds.
         """
         self._started()
         assert self._neighbourhood is not None
-        await self._neighbourhood.tried(timeout)
+        await self._neighbourhood.standing(timeout)
 
     async def close(self) -> None:
         """Close every connection in an orderly way, then the listeners. Bounded by `Config.close_timeout`.
@@ -217,7 +219,7 @@ class Node:
         self._started()
         assert self._neighbourhood is not None
         assert self._premises is not None
-        await asyncio.gather(self._neighbourhood.tried(_CONTACT_SECONDS), self._premises.settled(patience))
+        await asyncio.gather(self._neighbourhood.standing(_CONTACT_SECONDS), self._premises.settled(patience))
         return self._neighbourhood.contact()
 
     @property

@@ -176,14 +176,10 @@ class Signalling:
                 self.path_up(connection, path_id)
 
     async def settled(self) -> None:
-        """Wait until our servers have told us our outside addresses, and know us. Each has a second for it.
-
-        What else is learnt of our NAT is waited for a moment only.
-        """
+        """Wait until our servers have told us our outside addresses, and know us. Each has a second for it."""
         waiting = list(self._unsettled.values())
         if waiting:
             await asyncio.wait(waiting, timeout=_SETTLE_SECONDS)
-        await self._surroundings.learnt()
 
     def _settle(self, connection: Connection) -> None:
         waiting = self._unsettled.pop(connection, None)

@@ -123,7 +123,7 @@ class Surroundings:
         self._asked: dict[tuple[Connection, int], asyncio.Future[Observer]] = {}
         self._wanted: dict[bytes, _Wanted] = {}
         self._reach: dict[bytes, tuple[_Way, bool]] = {}
-        self._learning: set[asyncio.Task[None]] = set()
+        self._learning: dict[asyncio.Task[None], tuple[Connection, int]] = {}  # over which path
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- what is known -------------------------------------------------------------------------------------------
@@ -155,12 +155,16 @@ class Surroundings:
     @property
     def learning(self) -> bool:
         """Whether more is about to be known."""
-        return bool(self._learning)
+        return bool(self._answering())
+
+    def _answering(self) -> list[asyncio.Task[None]]:
+        """What is under way, surplus paths left out: they are closed soon after they have come up, and say no more."""
+        return [task for task, (via, path) in self._learning.items() if path in via.session.path_ids and not via.closed]
 
     @property
     def ready(self) -> bool:
         """Whether `prepare` would not wait."""
-        return not self._learning and not self._counting()
+        return not self.learning and not self._counting()
 
     def _counting(self) -> list[_Way]:
         """Ways through a NAT that counts its ports, one for each transport."""
@@ -172,8 +176,10 @@ class Surroundings:
 
     async def learnt(self, seconds: float = _PATIENCE) -> None:
         """Wait until what is being learnt is known, or the time is up. Cancellation loses nothing."""
-        if self._learning:
-            await asyncio.wait(self._learning, timeout=seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while waiting := self._answering():  # a path that comes up meanwhile shows more
+                    await asyncio.wait(waiting)
 
     async def prepare(self) -> dict[Transport, Standing]:
         """What to tell a peer now; a NAT that counts its ports is asked where it stands. Takes 0.3 s at most."""
@@ -190,8 +196,8 @@ class Surroundings:
         connection.send_service(AskObserver(), path_id)
         offered = self._asked[connection, path_id] = self._core.loop.create_future()
         task = self._run(self._learn(connection, path_id, offered))
-        self._learning.add(task)
-        task.add_done_callback(self._learning.discard)
+        self._learning[task] = connection, path_id
+        task.add_done_callback(self._learning.pop)
 
     def address_seen(self, connection: Connection, path_id: int, seen: Local, sent_at: float) -> None:
         """A rendezvous has told from where it sees us on a path."""
