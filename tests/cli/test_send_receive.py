@@ -274,7 +274,7 @@ def test_links_are_left_out_with_a_note(crust: Crust, album: Path, into: Path) -
     assert not {"link", "folder", "fifo"} & {path.name for path in into.rglob("*")}
 
 
-@pytest.mark.parametrize("name", ["back\\slash", "new\nline", "nul.txt", "bell\x07"])
+@pytest.mark.parametrize("name", ["back\\slash", "new\nline", "bell\x07"])
 def test_names_that_could_do_harm_are_not_sent(crust: Crust, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("x")
     peer = Identity.generate().id
