@@ -98,7 +98,8 @@ async def test_one_json_object_tells_that_all_went_well(tmp_path: Path, stage: l
         assert "there is no NAT to get through: --loopback" in done.stderr
     else:
         assert (record["natted"], record["skipped"]) == (True, None)
-        assert record["path"]["kind"] in ("punched", "direct")
+        ways = [record["path"], *(record["transports"][name]["path"] for name in ("tcp", "utp"))]
+        assert [way["kind"] for way in ways] == ["punched"] * 3
         assert record["path"]["local"].startswith("192.168.1.2:")
         assert record["path"]["remote"].startswith("11.0.2.1:")
         assert "server-reflexive" in done.stderr

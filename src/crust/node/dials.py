@@ -98,8 +98,9 @@ class Dials:
         return self._claimed.get(peer, ())
 
     def lets_in(self, peer: PeerId, transport: Transport, host: str) -> bool:
-        """Whether we are dialling a peer, and a host is known as the outside of its NAT only."""
-        every = (*self.known(peer), *self.claimed(peer)) if peer in self._feeds else ()
+        """Whether we are dialling a peer, or have just done so, and a host is known as the outside of its NAT only."""
+        dialled = peer in self._feeds or self._core.registry.find(peer) is not None
+        every = (*self.known(peer), *self.claimed(peer)) if dialled else ()
         kinds = {each.kind for each in every if each.transport == transport and each.host == host}
         return "server-reflexive" in kinds and "host" not in kinds
 
