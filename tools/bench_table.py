@@ -49,7 +49,7 @@ def table(run: dict[str, Any]) -> str:
     system, rounds = run["system"], run["rounds"]
     lines.append(
         f"\nMedians of {rounds} round{'s' * (rounds != 1)}: {system['cores']} cores, {system['kernel']}, "
-        f"Python {system['python']}, {system['loop']}."
+        f"Python {system['python']}, {system['loop']}.\n"
     )
     missed = [check for check in run["checks"] if check["pass"] is False]
     lines += [f"- missed: {ROWS[each['row']]}, {each['figure']} {each['value']}, aim {each['bar']}" for each in missed]
