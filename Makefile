@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 60
 BIN := $(VENV)/bin
 
 # What runs a second time as on systems without Linux's fast ways.
-PLAIN_TESTS := $(addprefix tests/integration/test_,node_connect.py node_messages.py node_streams.py utp_node.py transfer.py)
+PLAIN_TESTS := $(addprefix tests/integration/test_,node_messages.py utp_node.py)
 
 # The one list of Debian packages that the tests and the lab make use of.
 SYSTEM_PACKAGES := python3-venv iproute2 nftables miniupnpd coturn redis-server
