@@ -11,7 +11,7 @@ from crust.proto.utp.connection import UtpConnection
 from crust.proto.utp.events import Ended, UtpEvent
 from crust.wire.utp import Header, PacketType, parse_header, serialize_header
 
-__all__ = ["Pair", "connected_pair", "established_pair", "packet", "sent_by", "some_bytes"]
+__all__ = ["Pair", "connected_pair", "established_pair", "packet", "send_all", "sent_by", "some_bytes"]
 
 START = 1000.0
 
@@ -144,3 +144,13 @@ def sent_by(connection: UtpConnection, now: float) -> list[bytes]:
         for batch in batches:
             found += batch.datagrams()
     return found
+
+
+def send_all(pair: Pair, letter: str, data: bytes, *, seconds: float = 60.0) -> None:
+    """Feed the data as there is room, until it has arrived."""
+    view, other = memoryview(data), "b" if letter == "a" else "a"
+    goal = len(pair.data[other]) + len(data)
+    while view:
+        view = view[pair.ends[letter].send_data(view, pair.now) :]
+        pair.run(seconds, until=lambda: pair.ends[letter].send_space or pair.ended(letter))
+    pair.run(seconds, until=lambda: len(pair.data[other]) >= goal)

@@ -1,0 +1,41 @@
+"""A port mapper that asks routers on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from crust.net.portmap import PortMapper, PortMapSettings
+from tests.portmap_udp import LOOPBACK
+
+PORTS = [("tcp", 4000), ("udp", 4000)]
+
+
+@contextlib.asynccontextmanager
+async def mapper(router_port: int, **options: Any) -> AsyncIterator[PortMapper]:
+    made = PortMapper(
+        PORTS,
+        on_change=options.pop("on_change", None),
+        gateways=options.pop("gateways", lambda: [LOOPBACK]),
+        addresses=options.pop("addresses", list),
+        settings=PortMapSettings(
+            **{"methods": ("pcp", "nat-pmp"), "router_port": router_port, "announcement_port": 0, **options}
+        ),
+    )
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def outcomes(made: PortMapper) -> list[tuple[str, str, str]]:
+    return [(a.method, a.protocol, a.outcome) for a in made.report().attempts]
