@@ -1,19 +1,26 @@
-"""What the punching of both transports has in common: actions, events, and the limits of one dial."""
+"""What the punching of both transports has in common: actions, events, the limits of one dial, and its frame."""
 
 from __future__ import annotations
 
 import enum
-from collections import Counter
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-from crust.proto.nat.budget import DestinationBudget
-from crust.proto.nat.candidates import Trust
+from crust.proto.nat.budget import DestinationBudget, Kind
+from crust.proto.nat.candidates import RemoteCandidate, Trust
+from crust.proto.nat.checklist import CheckList
 from crust.proto.nat.limits import TraversalLimits
+from crust.proto.nat.strategy import Approach, Plan
+from crust.types import Transport
 from crust.wire.stun import Address
 
 __all__ = [
     "Allowance",
     "Connect",
+    "Due",
     "Established",
     "FreshSocketAdvised",
     "GaveUp",
@@ -21,6 +28,7 @@ __all__ = [
     "PunchEnd",
     "PunchEvent",
     "PunchOptions",
+    "Puncher",
     "SendProbe",
     "SocketsWanted",
 ]
@@ -147,9 +155,9 @@ class Allowance:
         limits: of the dial.
     """
 
-    def __init__(self, kind: str, budget: DestinationBudget, limits: TraversalLimits) -> None:
+    def __init__(self, kind: Kind, budget: DestinationBudget, limits: TraversalLimits) -> None:
         datagrams = kind == "datagram"
-        self._kind = "datagram" if datagrams else "connect"
+        self._kind: Kind = kind
         self._budget = budget
         self._total = limits.dial_datagrams if datagrams else limits.dial_connects
         self._unverified = limits.unverified_datagrams if datagrams else limits.unverified_connects
@@ -166,7 +174,7 @@ class Allowance:
             self.refused["dial"] += 1
         elif trust is Trust.CLAIMED and self._sent_unverified[target[0]] >= self._unverified:
             self.refused["unverified"] += 1
-        elif not self._budget.take(target[0], "datagram" if self._kind == "datagram" else "connect", trust, now):
+        elif not self._budget.take(target[0], self._kind, trust, now):
             self.refused["host"] += 1
         else:
             self.spent += 1
@@ -178,3 +186,95 @@ class Allowance:
     def sent_to(self, target: Address) -> int:
         """How often this dial sent to an address."""
         return self._sent[target]
+
+
+@dataclass(order=True, slots=True)
+class Due:
+    """What waits in an engine's queue; of two with the same time, the one that was put in first goes first."""
+
+    due: float
+    order: int
+
+
+DueT = TypeVar("DueT", bound=Due)
+
+
+class Puncher(Generic[DueT]):
+    """The frame of an engine: a queue, a check list, an allowance, and one end.
+
+    Args:
+        transport: "tcp" or "utp".
+        plan: for these two NATs.
+        random: returns that many random bytes.
+        budget: of the whole node.
+        now: the time.
+        options: of the dial.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        plan: Plan,
+        random: Callable[[int], bytes],
+        budget: DestinationBudget,
+        now: float,
+        options: PunchOptions,
+    ) -> None:
+        self._transport: Transport = transport
+        self._plan = plan
+        self._random = random
+        self._limits = options.limits
+        self._ends_at = now + (options.patience or self._limits.dial_seconds)
+        self._queue: list[DueT] = []
+        self._order = itertools.count()
+        self._events: deque[PunchEvent] = deque()
+        self._predicted: list[RemoteCandidate] = []
+        self.checks = CheckList(stagger=self._limits.stagger, limit=self._limits.candidates)
+        """What is tried, for the report."""
+        self.allowance = Allowance("connect" if transport == "tcp" else "datagram", budget, self._limits)
+        """What was sent or attempted, and what was not."""
+        self.ended: PunchEnd | None = None
+        """Why nothing more is sent or attempted."""
+        if plan.approach is Approach.HOPELESS:
+            self._events.append(Hopeless(plan.reason, plan.advice))
+
+    def established(self, socket: int, remote: Address, now: float) -> None:
+        """The handshake with the peer is done there, whoever began it: nothing more is sent or attempted."""
+        if self.ended is None:
+            self._events.append(Established(socket, remote))
+            if (self._transport, remote) in self.checks:
+                self.checks.succeeded((self._transport, remote), now)
+            self._end(PunchEnd.ESTABLISHED, now)
+
+    def stop(self, now: float) -> None:
+        """Call the dial off."""
+        if self.ended is None:
+            self._end(PunchEnd.STOPPED, now)
+
+    def next_event(self) -> PunchEvent | None:
+        """The oldest event that was not taken yet."""
+        return self._events.popleft() if self._events else None
+
+    def next_timeout(self) -> float | None:
+        """When something is to be sent or attempted."""
+        if self.ended is not None:
+            return None
+        times = [self._ends_at]
+        if self._queue:
+            times.append(self._queue[0].due)
+        if (start := self.checks.next_timeout()) is not None:
+            times.append(start)
+        return min(times)
+
+    def _has_ended(self, now: float) -> bool:
+        """Whether it is over, perhaps because the time has just run out."""
+        if self.ended is None and now >= self._ends_at:
+            self._end(PunchEnd.TIMEOUT, now)
+        return self.ended is not None
+
+    def _end(self, reason: PunchEnd, now: float) -> None:
+        self.ended = reason
+        self._queue.clear()
+        self.checks.close(now, reason.value)
+        if reason is not PunchEnd.ESTABLISHED:
+            self._events.append(GaveUp(reason))

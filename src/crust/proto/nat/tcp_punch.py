@@ -10,26 +10,13 @@ SYN for as long as its answer travels (`PunchOptions.hold`).
 from __future__ import annotations
 
 import heapq
-import itertools
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from crust.proto.nat.budget import DestinationBudget
 from crust.proto.nat.candidates import RemoteCandidate, Trust
-from crust.proto.nat.checklist import CheckList
 from crust.proto.nat.draw import uniform
-from crust.proto.nat.punch import (
-    Allowance,
-    Connect,
-    Established,
-    GaveUp,
-    Hopeless,
-    PunchEnd,
-    PunchEvent,
-    PunchOptions,
-    SocketsWanted,
-)
+from crust.proto.nat.punch import Connect, Due, Puncher, PunchOptions, SocketsWanted
 from crust.proto.nat.strategy import Approach, Plan
 from crust.wire.stun import Address
 
@@ -67,13 +54,11 @@ class _Flow:
 
 
 @dataclass(order=True, slots=True)
-class _Start:
-    due: float
-    order: int
+class _Start(Due):
     flow: _Flow = field(compare=False)
 
 
-class TcpPuncher:
+class TcpPuncher(Puncher[_Start]):
     """The connects of one dial.
 
     Args:
@@ -93,27 +78,12 @@ class TcpPuncher:
         options: PunchOptions | None = None,
     ) -> None:
         options = options or PunchOptions()
-        self._plan = plan
-        self._random = random
-        self._limits = options.limits
+        super().__init__("tcp", plan, random, budget, now, options)
         self._first_timeout = max(FIRST_TIMEOUT, 3 * options.rtt)
         self._go_at = now + options.hold
-        self._ends_at = now + (options.patience or self._limits.dial_seconds)
         self._sockets = 1
-        self._order = itertools.count()
-        self._queue: list[_Start] = []
         self._flows: dict[tuple[int, Address], _Flow] = {}
-        self._predicted: list[RemoteCandidate] = []
         self._meeting_at = now
-        self._events: deque[PunchEvent] = deque()
-        self.checks = CheckList(stagger=self._limits.stagger, limit=self._limits.candidates)
-        """What is tried, for the report."""
-        self.allowance = Allowance("connect", budget, self._limits)
-        """What was attempted, and what was not."""
-        self.ended: PunchEnd | None = None
-        """Why nothing more is attempted."""
-        if plan.approach is Approach.HOPELESS:
-            self._events.append(Hopeless(plan.reason, plan.advice))
 
     # -- verbs ---------------------------------------------------------------------------------------------------
 
@@ -168,27 +138,11 @@ class TcpPuncher:
         flows = [flow for (_, address), flow in self._flows.items() if address == target]
         return bool(flows) and not any(flow.running or flow.attempts_left for flow in flows)
 
-    def established(self, socket: int, remote: Address, now: float) -> None:
-        """The handshake with the peer is done on a connection, made or accepted: nothing more is attempted."""
-        if self.ended is None:
-            self._events.append(Established(socket, remote))
-            if ("tcp", remote) in self.checks:
-                self.checks.succeeded(("tcp", remote), now)
-            self._end(PunchEnd.ESTABLISHED, now)
-
-    def stop(self, now: float) -> None:
-        """Call the dial off."""
-        if self.ended is None:
-            self._end(PunchEnd.STOPPED, now)
-
     # -- the pump ------------------------------------------------------------------------------------------------
 
     def connects_to_start(self, now: float) -> list[Connect]:
         """What is to be attempted now; each is returned once. Events are to be taken first (`SocketsWanted`)."""
-        if self.ended is not None:
-            return []
-        if now >= self._ends_at:
-            self._end(PunchEnd.TIMEOUT, now)
+        if self._has_ended(now):
             return []
         for check in self.checks.start(now):
             claimed = check.remote.trust is Trust.CLAIMED
@@ -210,21 +164,6 @@ class TcpPuncher:
             flow.attempts_left -= 1
             connects.append(Connect(flow.socket, flow.remote.address, flow.timeout))
         return connects
-
-    def next_event(self) -> PunchEvent | None:
-        """The oldest event that was not taken yet."""
-        return self._events.popleft() if self._events else None
-
-    def next_timeout(self) -> float | None:
-        """When `connects_to_start` has something."""
-        if self.ended is not None:
-            return None
-        times = [self._ends_at]
-        if self._queue:
-            times.append(self._queue[0].due)
-        if (start := self.checks.next_timeout()) is not None:
-            times.append(start)
-        return min(times)
 
     # -- flows ---------------------------------------------------------------------------------------------------
 
@@ -260,10 +199,3 @@ class TcpPuncher:
             return None
         flow.running = False
         return flow
-
-    def _end(self, reason: PunchEnd, now: float) -> None:
-        self.ended = reason
-        self._queue.clear()
-        self.checks.close(now, reason.value)
-        if reason is not PunchEnd.ESTABLISHED:
-            self._events.append(GaveUp(reason))

@@ -20,20 +20,9 @@ from dataclasses import dataclass, field
 
 from crust.proto.nat.budget import DestinationBudget
 from crust.proto.nat.candidates import RemoteCandidate, Trust, candidate_priority
-from crust.proto.nat.checklist import Check, CheckList, CheckState
+from crust.proto.nat.checklist import Check, CheckState
 from crust.proto.nat.prediction import birthday_ports
-from crust.proto.nat.punch import (
-    Allowance,
-    Established,
-    FreshSocketAdvised,
-    GaveUp,
-    Hopeless,
-    PunchEnd,
-    PunchEvent,
-    PunchOptions,
-    SendProbe,
-    SocketsWanted,
-)
+from crust.proto.nat.punch import Due, FreshSocketAdvised, Puncher, PunchOptions, SendProbe, SocketsWanted
 from crust.proto.nat.strategy import Approach, Plan
 from crust.types import Candidate
 from crust.wire.stun import Address
@@ -64,9 +53,7 @@ MAX_REMOTES = 256  # addresses from which a peer may turn up during one dial
 
 
 @dataclass(order=True, slots=True)
-class _Send:
-    due: float
-    order: int
+class _Send(Due):
     socket: int = field(compare=False)
     target: Address = field(compare=False)
     trust: Trust = field(compare=False)
@@ -74,7 +61,7 @@ class _Send:
     kept: bool = field(compare=False, default=False)  # when the hold ends
 
 
-class UdpPuncher:
+class UdpPuncher(Puncher[_Send]):
     """The probes of one dial over UDP.
 
     Args:
@@ -94,9 +81,7 @@ class UdpPuncher:
         options: PunchOptions | None = None,
     ) -> None:
         options = options or PunchOptions()
-        self._plan = plan
-        self._random = random
-        self._limits = options.limits
+        super().__init__("utp", plan, random, budget, now, options)
         hold = options.hold
         if not options.coordinated and plan.approach is Approach.PREDICTED:
             hold = UNCOORDINATED_HOLD  # the other side sends all the same: openers will do
@@ -106,25 +91,12 @@ class UdpPuncher:
         self._opener_ttl = options.opener_ttl if plan.openers else None
         self._quiet = options.quiet if self._opener_ttl is not None else ()
         self._slow_at = now + self._limits.dial_seconds
-        self._ends_at = now + (options.patience or self._limits.dial_seconds)
         self._sockets = 1 + max(options.quiet, default=0)
-        self._queue: list[_Send] = []
-        self._order = itertools.count()
-        self._events: deque[PunchEvent] = deque()
         self._remotes: dict[Address, RemoteCandidate] = {}
-        self._predicted: list[RemoteCandidate] = []
         self._heard = False
         self._special_begun = False
         self._rounds: deque[tuple[float, RemoteCandidate]] = deque()
         self._advised = False
-        self.checks = CheckList(stagger=self._limits.stagger, limit=self._limits.candidates)
-        """What is tried, for the report."""
-        self.allowance = Allowance("datagram", budget, self._limits)
-        """What was sent, and what was not."""
-        self.ended: PunchEnd | None = None
-        """Why nothing more is sent."""
-        if plan.approach is Approach.HOPELESS:
-            self._events.append(Hopeless(plan.reason, plan.advice))
 
     # -- verbs ---------------------------------------------------------------------------------------------------
 
@@ -184,13 +156,9 @@ class UdpPuncher:
 
     def established(self, socket: int, remote: Address, now: float) -> None:
         """The handshake with the peer is done there: nothing more is sent."""
-        if self.ended is None:
-            self._events.append(Established(socket, remote))
-            if remote in self._remotes:
-                self.checks.add([self._remotes[remote]])
-            if ("utp", remote) in self.checks:
-                self.checks.succeeded(("utp", remote), now)
-            self._end(PunchEnd.ESTABLISHED, now)
+        if self.ended is None and remote in self._remotes:
+            self.checks.add([self._remotes[remote]])
+        super().established(socket, remote, now)
 
     def unreachable(self, socket: int, target: Address, now: float) -> None:
         """ICMP said that a full probe was refused: go slowly there, and advise a fresh socket."""
@@ -206,19 +174,11 @@ class UdpPuncher:
             self._advised = True
             self._events.append(FreshSocketAdvised(socket, target))
 
-    def stop(self, now: float) -> None:
-        """Call the dial off."""
-        if self.ended is None:
-            self._end(PunchEnd.STOPPED, now)
-
     # -- the pump ------------------------------------------------------------------------------------------------
 
     def probes_to_send(self, now: float) -> list[SendProbe]:
         """What is to be sent now; each is returned once. Take the events first, as they may ask for sockets."""
-        if self.ended is not None:
-            return []
-        if now >= self._ends_at:
-            self._end(PunchEnd.TIMEOUT, now)
+        if self._has_ended(now):
             return []
         for check in self.checks.start(now):
             self._begin(check, now)
@@ -231,29 +191,10 @@ class UdpPuncher:
                 probes.append(SendProbe(send.socket, send.target, send.ttl))
         return probes
 
-    def next_event(self) -> PunchEvent | None:
-        """The oldest event that was not taken yet."""
-        return self._events.popleft() if self._events else None
-
     def next_timeout(self) -> float | None:
         """When `probes_to_send` has something."""
-        if self.ended is not None:
-            return None
-        times = [self._ends_at]
-        if self._queue:
-            times.append(self._queue[0].due)
-        if self._rounds:
-            times.append(self._rounds[0][0])
-        if (start := self.checks.next_timeout()) is not None:
-            times.append(start)
-        return min(times)
-
-    def _end(self, reason: PunchEnd, now: float) -> None:
-        self.ended = reason
-        self._queue.clear()
-        self.checks.close(now, reason.value)
-        if reason is not PunchEnd.ESTABLISHED:
-            self._events.append(GaveUp(reason))
+        due = super().next_timeout()
+        return min(due, self._rounds[0][0]) if due is not None and self._rounds else due
 
     # -- schedules -----------------------------------------------------------------------------------------------
 
