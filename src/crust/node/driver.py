@@ -235,8 +235,7 @@ class SessionDriver(ABC):
         """Take over a path whose handshake is done."""
         now = monotonic()
         self._paths[path.id] = path
-        self._history.append(path.info)
-        del self._history[:-_PATHS_KEPT]
+        self._remember(path.info)
         self.session.attach(path.id, rank=rank, now=now, rtt=rtt)
         if len(self._paths) > _MOST_PATHS:
             self._drop_worst(path.id, now)
@@ -276,9 +275,13 @@ class SessionDriver(ABC):
     def path_moved(self, path: AnyPath) -> None:
         """The peer is at another address by now, on the same path."""
         if path.id in self._paths:
-            self._history.append(path.info)
+            self._remember(path.info)
             if path.id == self._shown_path:
                 self._owner.path_changed(self._front, path.info, "moved")
+
+    def _remember(self, info: Path) -> None:
+        self._history.append(info)
+        del self._history[:-_PATHS_KEPT]
 
     def path_lost(self, path: AnyPath, reason: str) -> None:
         """The path's socket is gone."""
@@ -318,7 +321,7 @@ class SessionDriver(ABC):
     def check_paths(self) -> None:
         """The network has changed: find out at once which paths still answer."""
         now = monotonic()
-        for path_id in list(self.session.path_ids):
+        for path_id in self.session.path_ids:
             self.session.probe(path_id, now)
         self.pump()
 
@@ -362,8 +365,8 @@ class SessionDriver(ABC):
 
     def path_local_port(self, path_id: int) -> int:
         """Our port on a path; 0 when it is gone."""
-        path = self._paths.get(path_id)
-        return 0 if path is None else split_address(path.info.local)[1]
+        local = self.path_local(path_id)
+        return 0 if local is None else local[1]
 
     def sources(self) -> list[Candidate]:
         """From where the peer comes, on each path whose keys it has proved to hold."""

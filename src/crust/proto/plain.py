@@ -99,16 +99,18 @@ class PlainRecords:
             self._offset = end
             return bytes(head[start:end])
         pieces: list[Buffer] = []
+        used = 0  # chunks; they go at once, as there are many when a peer sends crumbs
         while True:
-            head = chunks[0]
+            head = chunks[used]
             piece = memoryview(head)[start : start + wanted] if start or len(head) > wanted else head
             pieces.append(piece)
             wanted -= len(piece)
             if start + len(piece) == len(head):
-                del chunks[0]
+                used += 1
                 start = 0
             else:
                 start += len(piece)
             if not wanted:
                 self._offset = start
+                del chunks[:used]
                 return b"".join(pieces)

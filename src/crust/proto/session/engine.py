@@ -108,6 +108,7 @@ class Session:
         self._random = random
         self._timers: TimerTable[Timer | tuple[Timer, int]] = TimerTable()
         self._events: list[SessionEvent] = []
+        self._events_taken = 0  # of these: a peer can cause many at once, and each removal would move all the others
         self._paths = SessionPaths(limits, self._timers, self._events, self.outbox, self._activated)
         self._ack_due = False
         self._ack_sent = 0
@@ -445,11 +446,7 @@ class Session:
             raise ConnectionClosed("the connection is closing")
 
     def send(self, data: bytes, priority: int, deadline: float | None) -> None:
-        """Queue a message; `check_open` and the queue's bound are the caller's.
-
-        Raises:
-            MessageTooLarge: over the limit.
-        """
+        """Queue a message; `check_open`, `max_message_bytes` and the queue's bound are the caller's to see to."""
         self.outbox.queue_message(data, priority, deadline)
         if deadline is not None:
             self._timers.set_earlier(Timer.EXPIRY, deadline)
@@ -528,7 +525,13 @@ class Session:
 
     def next_event(self) -> SessionEvent | None:
         """The oldest event that was not taken."""
-        return self._events.pop(0) if self._events else None
+        taken = self._events_taken
+        if taken < len(self._events):
+            self._events_taken = taken + 1
+            return self._events[taken]
+        self._events.clear()
+        self._events_taken = 0
+        return None
 
     def woke(self, now: float) -> None:
         """The machine has slept: the time to come back starts anew (PROTOCOL 15), and no path is taken for alive."""

@@ -70,7 +70,6 @@ class StreamState:
         "pending_bytes",
         "priority",
         "queued",
-        "ready",
         "ready_bytes",
         "received",
         "receiving",
@@ -101,7 +100,6 @@ class StreamState:
         self.consumed = 0
         self.granted = 0
         self.remote_end = False  # FIN or RESET has come
-        self.ready = False
 
     def has_work(self) -> bool:
         """Whether anything of this stream could be written, credit permitting."""
