@@ -22,6 +22,7 @@ from crust.errors import (
 )
 from crust.net.clock import monotonic, wall_clock
 from crust.net.tcp import ReadBuffer, TcpStream, WriteBuffers
+from crust.node.busy_poll import BusyPoll
 from crust.node.connection import Connection
 from crust.node.events import Event, EventReader, PathChanged, PeerClosed, PeerConnected
 from crust.node.path import TcpPath, UtpPath
@@ -99,6 +100,7 @@ class Core:
         self.stats = Stats()
         self.buffer = ReadBuffer(self.loop)
         self.pace = SigningPace()
+        self.busy_poll = BusyPoll(self.loop)
         self.write_buffers = WriteBuffers()
         self.random = secrets.token_bytes
         self.seen = EphemeralCache()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from crust.crypto.keys import PeerId
 from crust.errors import ConnectionClosed, CrustError, PeerLost, RemoteProtocolError
 from crust.net.clock import TIMER_SLACK, monotonic, seconds_slept
+from crust.node.busy_poll import AnswerWatch
 from crust.node.path import AnyPath
 from crust.proto.session.engine import Session
 from crust.proto.session.events import (
@@ -75,6 +76,8 @@ class SessionDriver(ABC):
         "_timer",
         "_timer_at",
         "_waiters",
+        "_watch",
+        "_wrote",
         "peer",
         "session",
     )
@@ -93,6 +96,8 @@ class SessionDriver(ABC):
         self._slept = seconds_slept()  # when this was last looked at
         self._waiters: list[asyncio.Future[None]] = []
         self._ended = False
+        self._watch = AnswerWatch(owner.busy_poll)
+        self._wrote = 0  # numbered frames, when this was last looked at
         self.peer = peer
         self.session = session
 
@@ -171,6 +176,11 @@ class SessionDriver(ABC):
                 break
         if groups:
             path.write(groups, now)
+            if session.outbox.next_number != self._wrote:
+                self._wrote = session.outbox.next_number
+                control, payloads = groups[0]
+                if not written and len(groups) == 1 and not payloads and len(control) < _SMALL_GROUP:
+                    self._watch.sent(now)
         self._blocked = not path.writable or session.outbox.queued_total >= WRITE_AT_ONCE
 
     def _arm(self) -> None:
@@ -251,6 +261,7 @@ class SessionDriver(ABC):
     def path_received(self, path: AnyPath, groups: list[tuple[bytes, list[bytes]]], now: float) -> None:
         """Groups that came over a path."""
         session = self.session
+        self._watch.received(now)
         try:
             for control, payloads in groups:
                 session.receive_group(path.id, control, payloads, now)

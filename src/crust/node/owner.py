@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from crust.errors import CrustError, RemoteProtocolError
+    from crust.node.busy_poll import BusyPoll
     from crust.node.connection import Connection
     from crust.types import Path
 
@@ -13,7 +14,13 @@ __all__ = ["ConnectionOwner"]
 
 
 class ConnectionOwner(Protocol):
-    """A node, as its connections see it."""
+    """A node, as its connections see it.
+
+    Attributes:
+        busy_poll: keeps the event loop awake where an answer is near.
+    """
+
+    busy_poll: BusyPoll
 
     def path_stalled(self, connection: Connection) -> None:
         """Data make no progress: dial again, beside the path."""
