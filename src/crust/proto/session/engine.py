@@ -117,6 +117,7 @@ class Session:
         self._ack_wanted = False
         self._datagrams: DatagramQueue | None = None  # made when needed: an empty deque takes 760 bytes
         self._close_latest = 0.0
+        self._ends_next = False  # all is said, but for our last acknowledgement
         self.says_gone = False  # it has ended, and what is written once more tells the peer
         self._timers.set(Timer.RESUME, now + limits.resume_timeout)
 
@@ -216,6 +217,8 @@ class Session:
             self.more = bool(control)
         if path is self._paths.active and self._paths.may_carry(path) and not self.says_gone:
             self._fill_active(path, group, now)
+            if self._ends_next and not self.more:
+                self._end(ConnectionClosed("the connection is closed"))
         return group.finish()
 
     def _hello_group(self, path: SessionPath) -> Group | None:
@@ -428,7 +431,8 @@ class Session:
             self._end_after_writing(now)
 
     def _end_after_writing(self, now: float) -> None:
-        """Both ends are said: end as soon as our last acknowledgement is written."""
+        """Both ends are said: end as soon as our last acknowledgement is written, or at once where no path takes it."""
+        self._ends_next = True
         self._timers.set(Timer.CLOSE, now)
 
     # --- verbs ---------------------------------------------------------------------------------------------------
