@@ -84,8 +84,6 @@ class _Hole:
 
 
 _Item = Candidate | _Hole
-_Found = list[_Item] | None
-"""What a feed has given; None: no more will come."""
 
 
 class CandidateFeed:
@@ -109,9 +107,8 @@ class CandidateFeed:
         self._waiting: list[Candidate] = list(dict.fromkeys((*known, *claimed)))
         self.claimed = frozenset(claimed).difference(known)
         self.closed = False
-        self._told = False
         self.in_hand = False
-        self._news = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None
         self.own_port = False
         self.punch = Punch()
         self.failure: ConnectError | None = None
@@ -120,29 +117,43 @@ class CandidateFeed:
     def add(self, candidates: Sequence[Candidate]) -> None:
         """More candidates."""
         self._waiting += candidates
-        self._news.set()
+        self._tell()
 
     def close(self) -> None:
         """No more candidates will come."""
         self.closed = True
-        self._news.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether candidates wait to be taken."""
+        return bool(self._waiting)
+
+    @property
+    def needs_lookup(self) -> bool:
+        """Whether there are names among those that wait."""
+        return not all(_is_numeric(candidate.host) for candidate in self._waiting)
 
     @property
     def exhausted(self) -> bool:
         """Whether no candidates will come, and those that have come were looked up."""
         return self.closed and not self._waiting and not self.in_hand
 
-    async def take(self) -> list[Candidate] | None:
-        """All that are new, waiting for the first; None, once, when no more candidates will come."""
-        while not self._waiting:
-            if self.closed and not self._told:
-                self._told = True
-                return None
-            self._news.clear()
-            await self._news.wait()
+    def take(self) -> list[Candidate]:
+        """All that are new."""
         found, self._waiting = self._waiting, []
         self.in_hand = True
         return found
+
+    def news(self) -> asyncio.Future[None]:
+        """Done when more candidates have come, or when none will."""
+        if self._news is None or self._news.done():
+            self._news = asyncio.get_running_loop().create_future()
+        return self._news
 
 
 class Dialler:
@@ -169,9 +180,16 @@ class Dialler:
         self.budget = DestinationBudget()
         self.tcp = TcpAttempts(core)
         self.utp = None if front is None else UtpAttempts(front)
-        self._followers: set[asyncio.Task[None]] = set()
+        self._followers: dict[Connection, asyncio.Task[None]] = {}
 
-    async def race(self, peer: PeerId, feed: CandidateFeed, report: Report, started: float) -> DialledPath:
+    async def race(
+        self,
+        peer: PeerId,
+        feed: CandidateFeed,
+        report: Report,
+        started: float,
+        arrival: asyncio.Future[Connection] | None = None,
+    ) -> DialledPath | Connection:
         """Try all candidates, a little apart; the first that proves the peer's key wins, the others are closed.
 
         Args:
@@ -179,26 +197,36 @@ class Dialler:
             feed: gives candidates, in the order of preference; more may come while the race is on.
             report: gets an entry for each attempt.
             started: when the dial began, on the monotonic clock.
+            arrival: the connection that comes in from the peer meanwhile, which wins, too.
 
         Raises:
             ConnectError: every candidate failed; the most precise reason. Cancellation closes every socket.
         """
-        return await _Race(self, peer, feed, report, started).run()
+        return await _Race(self, peer, feed, report, started).run(arrival)
 
     def follow(self, won: DialledPath, connection: Connection, started: float) -> None:
         """Give a connection that was won the standby that comes up shortly after, if one does."""
         if won.others:
-            task = self.core.loop.create_task(self._follow(won, connection, started))
-            self._followers.add(task)
-            task.add_done_callback(self._followers.discard)
+            task = self._followers[connection] = self.core.loop.create_task(self._follow(won, connection, started))
+            task.add_done_callback(lambda task: self._forget_follower(connection, task))
+
+    def _forget_follower(self, connection: Connection, task: asyncio.Task[None]) -> None:
+        if self._followers.get(connection) is task:
+            del self._followers[connection]
+
+    async def followed(self, connection: Connection) -> None:
+        """Wait until nothing is left of the dial that a connection comes from: it may hold the port that is needed."""
+        task = self._followers.get(connection)
+        if task is not None:
+            await asyncio.wait((task,))
 
     async def _follow(self, won: DialledPath, connection: Connection, started: float) -> None:
         others, won.others = won.others, {}
         try:
             async with asyncio.timeout(_STANDBY_GRACE):
                 while others:
-                    done, _ = await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
-                    found = _judge(done, others, [], started, "standby")
+                    await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+                    found = _judge(others, [], started, "standby")
                     if found is None:
                         continue
                     if connection.closed or connection.has_transport(found.candidate.transport):
@@ -214,7 +242,7 @@ class Dialler:
 
     def close(self) -> None:
         """Give up what is under way."""
-        for task in self._followers:
+        for task in self._followers.values():
             task.cancel()
 
 
@@ -235,32 +263,35 @@ class _Race:
         self._punch: TcpPunch | None = None
         self._utp_punch: UtpPunch | None = None
         self._theirs: list[Candidate] = []
+        self._looking: asyncio.Task[list[_Item]] | None = None  # names up
 
-    async def run(self) -> DialledPath:
+    async def run(self, arrival: asyncio.Future[Connection] | None) -> DialledPath | Connection:
         """See `Dialler.race`."""
         feed, tasks = self._feed, self._tasks
-        more = self._core.loop.create_task(self._next())
         try:
+            await self._look()
             while self._queue or tasks or not feed.exhausted:
                 for _ in range(min(_AT_ONCE, len(self._queue))):
                     self._begin(self._queue.popleft())
                 pause = self._core.config.dial_stagger if self._queue else self._patience()
                 if pause is not None and pause <= 0 and not self._queue:
                     break
-                waiting: set[asyncio.Task[Any]] = {*tasks, more}
-                done, _ = await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-                if more in done:
-                    done.discard(more)
-                    for item in more.result() or ():
-                        self._take(item)
-                    feed.in_hand = False
-                    more = self._core.loop.create_task(self._next())
-                winner = _judge(done, tasks, self._failures, self._started)
+                if not tasks and feed.exhausted:
+                    continue  # what was begun had to be skipped
+                waiting: set[asyncio.Future[Any]] = {*tasks, self._looking or feed.news()}
+                if arrival is not None:
+                    waiting.add(arrival)
+                await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                if arrival is not None and arrival.done():
+                    return arrival.result()
+                await self._look()
+                winner = _judge(tasks, self._failures, self._started)
                 if winner is not None:
                     self._keep_others(winner)
                     return winner
         finally:
-            more.cancel()
+            if self._looking is not None:
+                self._looking.cancel()
             for task, attempt in tasks.items():
                 _cancel(task, attempt, self._started)
         raise self._failure()
@@ -323,14 +354,16 @@ class _Race:
 
     # --- attempts ------------------------------------------------------------------------------------------------
 
-    def _take(self, item: _Item) -> None:
+    def _take(self, found: list[_Item]) -> None:
         """Candidates that were not tried in this way yet: holes at once, others in their turn."""
-        if isinstance(item, _Hole):
-            fresh = [remote for remote in item.remotes if self._is_new(remote.candidate, hole=True)]
-            if fresh:
-                self._begin_punching(fresh)
-        elif self._is_new(item, hole=False):
-            self._queue.append(item)
+        for item in found:
+            if isinstance(item, _Hole):
+                fresh = [remote for remote in item.remotes if self._is_new(remote.candidate, hole=True)]
+                if fresh:
+                    self._begin_punching(fresh)
+            elif self._is_new(item, hole=False):
+                self._queue.append(item)
+        self._feed.in_hand = False
 
     def _is_new(self, candidate: Candidate, *, hole: bool) -> bool:
         key = (candidate.transport, candidate.host, candidate.port, hole)
@@ -399,12 +432,20 @@ class _Race:
 
     # --- candidates ----------------------------------------------------------------------------------------------
 
-    async def _next(self) -> _Found:
-        """The next candidates that can be dialled; None when no more will come."""
-        found = await self._feed.take()
-        if found is None:
-            return None
-        terms = self._feed.terms
+    async def _look(self) -> None:
+        """Take what has come; without waiting, as names are looked up while the race goes on."""
+        if self._looking is not None and self._looking.done():
+            self._take(self._looking.result())
+            self._looking = None
+        if self._looking is None and self._feed.has_more:
+            if self._feed.needs_lookup:
+                self._looking = self._core.loop.create_task(self._next())
+            else:
+                self._take(await self._next())
+
+    async def _next(self) -> list[_Item]:
+        """The candidates that have come, as far as they can be dialled."""
+        found, terms = self._feed.take(), self._feed.terms
         numeric = await self._resolve(found)
         if terms is None:
             return list(numeric)
@@ -462,7 +503,6 @@ class _Race:
 
 
 def _judge(
-    done: set[asyncio.Task[DialledPath]],
     tasks: dict[asyncio.Task[DialledPath], Attempt],
     failures: list[ConnectError],
     started: float,
@@ -470,7 +510,7 @@ def _judge(
 ) -> DialledPath | None:
     """Write down what ended; returns the first success, closing others of the same moment."""
     winner: DialledPath | None = None
-    for task in done:
+    for task in [task for task in tasks if task.done()]:
         if winner is not None and tasks[task].transport != winner.candidate.transport and not task.exception():
             continue  # left among those that may stand by
         attempt = tasks.pop(task)

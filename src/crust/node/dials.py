@@ -35,6 +35,9 @@ _RTT_LEAST: Final = 0.05
 _RTT_UNKNOWN: Final = 0.1
 _WIDEN_SECONDS: Final = 3.0
 
+_Way = tuple[Transport, bool]
+"""A transport, and whether over IPv6."""
+
 
 class _Mode(enum.Enum):
     """How a dial goes about it."""
@@ -190,17 +193,19 @@ class Dials:
         So that it sees us, and tells our outside addresses, over both. Failures are of no interest.
         """
         peer = connection.peer
-        ways: dict[tuple[Transport, bool], list[Candidate]] = {}
+        ways: dict[_Way, list[Candidate]] = {}
         for each in self.known(peer):
             if each.transport in self._core.config.transports:
                 ways.setdefault((each.transport, ":" in each.host), []).append(each)
-        if len({six for _, six in ways}) < 2:
-            return
-        for path in connection.paths:
-            ways.pop((path.transport, path.remote.startswith("[")), None)
-        await asyncio.gather(*(self._add_path(connection, group) for group in ways.values()))
+        if len({six for _, six in ways}) > 1:
+            await asyncio.gather(*(self._add_path(connection, way, ways[way]) for way in ways))
 
-    async def _add_path(self, connection: Connection, candidates: list[Candidate]) -> None:
+    async def _add_path(self, connection: Connection, way: _Way, candidates: list[Candidate]) -> None:
+        if way[0] == "tcp":
+            # What is left of the dial may bring this very path, and holds the port from which it is to be dialled.
+            await self._dialler.followed(connection)
+        if way in {(path.transport, path.remote.startswith("[")) for path in connection.paths}:
+            return
         started = monotonic()
         feed = CandidateFeed(candidates)
         feed.own_port = True
@@ -211,6 +216,7 @@ class Dials:
                 won = await self._dialler.race(connection.peer, feed, report, started)
         except (ConnectError, OSError, TimeoutError):
             return
+        assert isinstance(won, DialledPath)
         if self._given_up(connection):
             won.abort()
         else:
@@ -339,26 +345,25 @@ class Dials:
             ConnectError: every address failed.
         """
         loop, peer = self._core.loop, contact.id
-        race = loop.create_task(self._run_race(contact, report, started, limit, mode, terms))
         arrival: asyncio.Future[Connection] = loop.create_future()
         self._arrivals[peer] = arrival
         try:
             async with asyncio.timeout_at(loop.time() + limit):
-                await asyncio.wait((race, arrival), return_when=asyncio.FIRST_COMPLETED)
-                return arrival.result() if arrival.done() else race.result()
-        except TimeoutError:
-            race.cancel()
-            await asyncio.wait((race,))
-            raise
+                return await self._run_race(contact, report, started, limit, mode, terms, arrival)
         finally:
             if self._arrivals.get(peer) is arrival:
                 del self._arrivals[peer]
-            race.add_done_callback(_close_late)
-            race.cancel()
 
     async def _run_race(
-        self, contact: Contact, report: Report, started: float, limit: float, mode: _Mode, terms: Terms | None
-    ) -> DialledPath:
+        self,
+        contact: Contact,
+        report: Report,
+        started: float,
+        limit: float,
+        mode: _Mode,
+        terms: Terms | None,
+        arrival: asyncio.Future[Connection],
+    ) -> DialledPath | Connection:
         """Race the addresses that are known, and those that come through rendezvous nodes."""
         peer, known, claimed = contact.id, self.known(contact.id), self.claimed(contact.id)
         feed = CandidateFeed(() if mode is _Mode.SWAPPED else claimed, known)
@@ -379,7 +384,7 @@ class Dials:
             feed.close()
         self._feeds[peer] = feed
         try:
-            return await self._dialler.race(peer, feed, report, started)
+            return await self._dialler.race(peer, feed, report, started, arrival)
         finally:
             self.explainer.nats(report, feed.terms)
             if self._feeds.get(peer) is feed:
@@ -490,12 +495,6 @@ def _forget_failure(task: asyncio.Task[Connection]) -> None:
     """A dial that nobody waits for has ended."""
     if not task.cancelled():
         task.exception()
-
-
-def _close_late(task: asyncio.Task[DialledPath]) -> None:
-    """A race that nobody waits for any more has been won: the path is surplus."""
-    if not task.cancelled() and task.exception() is None and task.result().taken is False:
-        task.result().abort()
 
 
 def _keep(places: dict[PeerId, tuple[Candidate, ...]], peer: PeerId, candidates: Sequence[Candidate]) -> None:
