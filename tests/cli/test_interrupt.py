@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from crust.cli.runner import Interrupts, run_coroutine, stuck_threads
+from crust.cli.interrupts import Interrupts, stuck_threads
+from crust.cli.runner import run_coroutine
 from crust.crypto.keys import Identity
 from tests.cli.conftest import END_SECONDS, LOCAL, SCRIPT, Crust
 
-_NAME_SERVER = "127.0.0.153"
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
@@ -103,21 +103,22 @@ def test_a_configuration_that_is_never_read(crust: Crust, tmp_path: Path) -> Non
 
 @pytest.fixture
 def name_server() -> Iterator[socket.socket]:
-    """Takes questions and never answers."""
+    """Takes questions and never answers. Each process has an address of its own: tests run beside each other."""
+    high, low = divmod(os.getpid() % 0xFF00, 0x100)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         try:
-            server.bind((_NAME_SERVER, 53))
-        except OSError:
+            server.bind((f"127.53.{high}.{low}", 53))
+        except PermissionError:
             pytest.skip("no right to the port of DNS")
         server.settimeout(30)
         yield server
 
 
 @pytest.fixture
-def no_dns(tmp_path: Path) -> list[str]:
+def no_dns(tmp_path: Path, name_server: socket.socket) -> list[str]:
     """What to put before a command so that it asks that server."""
     resolv = tmp_path / "resolv.conf"
-    resolv.write_text(f"nameserver {_NAME_SERVER}\noptions timeout:30 attempts:5\n")
+    resolv.write_text(f"nameserver {name_server.getsockname()[0]}\noptions timeout:30 attempts:5\n")
     script = f'mount --bind {resolv} /etc/resolv.conf && exec "$@"'
     prefix = ["unshare", "--mount", "sh", "-c", script, "sh"]
     if (

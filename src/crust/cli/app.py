@@ -13,6 +13,7 @@ from typing import Any, NoReturn, cast
 
 from crust import errors
 from crust.cli import COMMANDS
+from crust.cli.interrupts import INTERRUPTED, Interrupts, stuck_threads
 from crust.cli.output import CommandError, Output, OutputClosed, drop_stdout
 
 __all__ = [
@@ -124,8 +125,6 @@ def run_command_line(argv: list[str] | None) -> int:
         argv: arguments without the program's name; None for those of the process, which this call may then end itself
             when a thread hangs in a system call.
     """
-    from crust.cli.runner import INTERRUPTED, Interrupts, stuck_threads
-
     interrupts = Interrupts()
     interrupts.install()
     try:
@@ -148,7 +147,7 @@ def run_command_line(argv: list[str] | None) -> int:
     return code
 
 
-def _dispatch(argv: list[str], interrupts: Any) -> int:
+def _dispatch(argv: list[str], interrupts: Interrupts) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # A name that the terminal's encoding lacks must not end a transfer.
@@ -188,9 +187,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
-def _run(module: Any, args: argparse.Namespace, interrupts: Any) -> int:
-    from crust.cli.runner import run_coroutine
-
+def _run(module: Any, args: argparse.Namespace, interrupts: Interrupts) -> int:
     out = Output(json=args.json)
     if args.debug:
         import logging
@@ -199,6 +196,8 @@ def _run(module: Any, args: argparse.Namespace, interrupts: Any) -> int:
     try:
         result = module.run(args, out)
         if inspect.iscoroutine(result):
+            from crust.cli.runner import run_coroutine
+
             complain = None if args.debug else lambda error: out.say(f"crust: {sentence(error)}")
             result = run_coroutine(result, interrupts, complain)
         return int(result)

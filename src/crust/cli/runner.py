@@ -1,80 +1,22 @@
-"""Runs a command's coroutine; Ctrl-C and SIGTERM end it within 2 s, whatever it is stuck in."""
+"""Runs a command's coroutine, so that Ctrl-C and SIGTERM end it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Coroutine
-from types import FrameType
 from typing import Any
 
-__all__ = ["INTERRUPTED", "Interrupts", "new_event_loop", "run_coroutine", "stuck_threads"]
+from crust.cli.interrupts import CLOSING, Interrupts
 
-INTERRUPTED = 130
+__all__ = ["new_event_loop", "run_coroutine"]
 
 # How long tasks that a command left behind may take to end.
 _TIDY_SECONDS = 1.0
-# So long after the first signal the process ends, even if something hangs in a read from a terminal or in a dead disk.
-# The promise is 2 s.
-_HARD_SECONDS = 1.5
 _CLOSE_SECONDS = 0.3
-_CLOSING = "crust-closing"
 _MOST_COMPLAINTS = 10
-
-
-class Interrupts:
-    """SIGINT and SIGTERM: the first cancels the command, the second or a time limit ends the process."""
-
-    def __init__(self, code: int = INTERRUPTED) -> None:
-        self.code = code
-        self.received = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._previous: dict[signal.Signals, Any] = {}
-        self._watchdog: threading.Timer | None = None
-
-    def install(self) -> None:
-        """Take over the two signals; does nothing outside the main thread (tests, embedders)."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
-
-    def finish(self) -> None:
-        """The command has ended: stop the clock, and give the signals back to who had them."""
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
-
-    def attach(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
-        """From here on a signal cancels `task` instead of raising KeyboardInterrupt."""
-        self._loop, self._task = loop, task
-        if self.received:
-            task.cancel()
-
-    def detach(self) -> None:
-        """The task is done."""
-        self._loop = self._task = None
-
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if self.received:
-            os._exit(self.code)
-        self.received = True
-        self._watchdog = threading.Timer(_HARD_SECONDS, os._exit, (self.code,))
-        self._watchdog.daemon = True
-        self._watchdog.start()
-        if self._loop is not None and self._task is not None:
-            # Wakes the loop too, which a plain cancel from a signal handler would not.
-            self._loop.call_soon_threadsafe(self._task.cancel)
-        else:
-            raise KeyboardInterrupt
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -129,7 +71,7 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
         return
     # uvloop waits for a name that is being looked up.
-    closing = threading.Thread(target=loop.close, name=_CLOSING, daemon=True)
+    closing = threading.Thread(target=loop.close, name=CLOSING, daemon=True)
     closing.start()
     closing.join(_CLOSE_SECONDS)
 
@@ -158,17 +100,3 @@ async def _tidy_up(loop: asyncio.AbstractEventLoop) -> None:
             if rest:
                 await asyncio.wait(rest)
             await loop.shutdown_asyncgens()
-
-
-def stuck_threads(patience: float = 0.2) -> bool:
-    """True if threads for which the interpreter would wait at its end do not end by themselves.
-
-    Closing the loop has told those of its executor to go; one that hangs in a system call stays.
-    """
-    deadline = time.monotonic() + patience
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and (not thread.daemon or thread.name == _CLOSING):
-            thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                return True
-    return False
