@@ -13,9 +13,8 @@ from tests.portmap_udp import LOOPBACK
 PORTS = [("tcp", 4000), ("udp", 4000)]
 
 
-@contextlib.asynccontextmanager
-async def mapper(router_port: int, **options: Any) -> AsyncIterator[PortMapper]:
-    made = PortMapper(
+def unstarted(router_port: int, **options: Any) -> PortMapper:
+    return PortMapper(
         PORTS,
         on_change=options.pop("on_change", None),
         gateways=options.pop("gateways", lambda: [LOOPBACK]),
@@ -24,6 +23,11 @@ async def mapper(router_port: int, **options: Any) -> AsyncIterator[PortMapper]:
             **{"methods": ("pcp", "nat-pmp"), "router_port": router_port, "announcement_port": 0, **options}
         ),
     )
+
+
+@contextlib.asynccontextmanager
+async def mapper(router_port: int, **options: Any) -> AsyncIterator[PortMapper]:
+    made = unstarted(router_port, **options)
     await made.start()
     try:
         yield made

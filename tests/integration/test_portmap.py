@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from crust.net import portmap as portmap_module
 from crust.net.clock import monotonic
 from crust.net.interfaces import Gateway, LocalAddress
 from crust.net.portmap import PortMapping
-from tests.integration.portmap_support import mapper, outcomes, until
+from tests.integration.portmap_support import mapper, outcomes, unstarted, until
 from tests.portmap_router import OUTSIDE
 from tests.portmap_udp import LOOPBACK, udp_router
 
@@ -176,6 +177,26 @@ async def test_private_outside_addresses_are_explained() -> None:
     async with udp_router(outside="100.64.1.2") as router, mapper(router.port) as made:
         await made.settled()
         assert "behind another NAT" in made.report().advice[0]
+
+
+async def test_close_while_it_begins_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with udp_router() as router:
+        made = unstarted(router.port)
+        loop = asyncio.get_running_loop()
+        create = loop.create_datagram_endpoint
+        opened: list[asyncio.BaseTransport] = []
+
+        async def create_while_closing(*arguments: Any, **options: Any) -> tuple[Any, Any]:
+            transport, protocol = await create(*arguments, **options)
+            opened.append(transport)
+            await made.close()
+            return transport, protocol
+
+        monkeypatch.setattr(loop, "create_datagram_endpoint", create_while_closing)
+        await made.start()
+        assert opened
+        assert all(transport.is_closing() for transport in opened)
+        assert made.report().attempts == []
 
 
 async def test_close_is_bounded_and_survives_a_cancel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,6 +198,9 @@ class PortMapper:
         self._gateways = list(gateways)
         if any(m != "igd" for m in self._settings.methods):
             await self._listen()
+        if self._closed:  # meanwhile: `close` has not seen the sockets that came after it
+            await self._end()
+            return
         for gateway in self._gateways:
             for host in _hosts_towards(gateway, addresses):
                 if len(self._routers) < _MAX_ROUTERS:
