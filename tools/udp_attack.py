@@ -83,7 +83,7 @@ async def victim() -> None:
                         "half_open": node._acceptor.half_open,
                         "ephemerals": len(node._core.seen),
                         "connections": len(node.connections),
-                        "addresses": endpoint._admission.tracked,
+                        "addresses": endpoint._entrance._admission.tracked,
                         "outgoing": len(endpoint._outgoing),
                         "agenda": len(endpoint._agenda),
                         "tasks": len(asyncio.all_tasks()),

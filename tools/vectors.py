@@ -15,15 +15,18 @@ from typing import Any
 
 from crust.crypto.aead import Suite
 from crust.crypto.keys import Identity
+from crust.proto.noise.envelope import outer_secret
 from crust.proto.noise.handshake import EphemeralCache, Hello, InitiatorHandshake, Network, ResponderHandshake
 from crust.proto.noise.transport import KeyPair, rekey
 from crust.proto.record import RecordCodec
 from crust.proto.signal import seal_offer
+from crust.proto.tunnel.handshake import TunnelInitiator, seal_cookie
 from crust.types import Candidate
 from crust.wire import frames
 from crust.wire.contact import Contact
 from crust.wire.offer import NatRecord, Offer, PortForecast, serialize_offer
 from crust.wire.probe import serialize_probe
+from crust.wire.tunnel import Introduction
 
 INITIATOR = Identity.from_seed(bytes(range(32)))
 RESPONDER = Identity.from_seed(bytes(range(32, 64)))
@@ -33,6 +36,7 @@ SALT = bytes(range(128, 144))
 PADDING = 5
 DIAL_ID = bytes(range(144, 160))
 PROBE_KEY, PROBE_TOKEN, PROBE_NUMBER = bytes(range(160, 176)), bytes(range(176, 184)), bytes(range(184, 192))
+TUNNEL_INDEX, HEADER_KEY, COOKIE = 0x01020304, bytes(range(208, 224)), bytes(range(224, 240))
 NETWORK = ("garden", b"a network key")
 
 
@@ -115,6 +119,7 @@ def vectors() -> dict[str, Any]:
         "padding_bytes": PADDING,
         "hello": "role 0, signing 0, hashes 1, features 0",
         "handshakes": [handshake(suite) for suite in Suite],
+        "datagram_requests": datagram_requests(),
         "offer": offer(contact),
         "probe": {
             "key": PROBE_KEY.hex(),
@@ -123,6 +128,31 @@ def vectors() -> dict[str, Any]:
             "tcp": serialize_probe(PROBE_KEY, "tcp", PROBE_TOKEN, PROBE_NUMBER).hex(),
             "utp": serialize_probe(PROBE_KEY, "utp", PROBE_TOKEN, PROBE_NUMBER).hex(),
         },
+    }
+
+
+def datagram_requests() -> dict[str, Any]:
+    """The first message over UDP: as it is at first, and as it is once the responder has sent a cookie."""
+    drawn, proof, padding = SALT[:12], bytes(range(192, 208)), PADDING.to_bytes(4, "big")
+    initiator = TunnelInitiator(
+        INITIATOR,
+        RESPONDER.id,
+        Network.of(*NETWORK),
+        Introduction(TUNNEL_INDEX, HEADER_KEY, Hello(INITIATOR.id)),
+        outer_secret(RESPONDER.id),
+        random=scripted(INITIATOR_EPHEMERAL, drawn, proof, padding, drawn[::-1], padding),
+        suite=Suite.AESGCM,
+    )
+    first = initiator.request()
+    reply = seal_cookie(outer_secret(RESPONDER.id), first, COOKIE, scripted(padding))
+    assert initiator.receive_reply(reply)
+    return {
+        "index": TUNNEL_INDEX,
+        "header_key": HEADER_KEY.hex(),
+        "without_a_cookie": first.hex(),
+        "cookie": COOKIE.hex(),
+        "cookie_reply": reply.hex(),
+        "with_the_cookie": initiator.request().hex(),
     }
 
 

@@ -225,7 +225,7 @@ class TestLoad:
         async with victim(max_half_open=300) as bob:
             asked = requests(bob.id, count=300, copies=4)
             CHANCE.shuffle(asked)
-            while endpoint(bob)._admission._rate.take(monotonic()):
+            while endpoint(bob)._entrance._admission.admits(monotonic()):
                 pass  # as after many more of them
             with Sprayer(port_of(bob), 60) as sprayer:
                 for at, datagram in enumerate(asked):

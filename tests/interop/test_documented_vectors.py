@@ -6,11 +6,15 @@ import json
 import subprocess
 import sys
 from base64 import b32encode
-from hashlib import sha256
+from hashlib import blake2s, sha256
 from hmac import digest as hmac_digest
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +53,37 @@ def test_envelope_and_first_record_as_the_page_words_them() -> None:
     masks = AESGCM(hmac(root, b"crust-v1 masks initiator")).encrypt(bytes(12), bytes(128), None)
     plaintext = bytes.fromhex(handshake["first_record_plaintext"])
     assert xor_length(record[:2], masks) == len(plaintext) - 1
+
+
+def test_datagram_requests_as_the_page_words_them() -> None:
+    vectors = json.loads((ROOT / "docs" / "explanation" / "vectors.json").read_text(encoding="utf-8"))
+    found = vectors["datagram_requests"]
+    outer = sha256(b"crust-v1 outer" + bytes.fromhex(vectors["responder"]["peer_id_bytes"])).digest()
+    marks = Cipher(AES(hmac(outer, b"datagram salt")), ECB()).decryptor()
+    noise = []
+    for name, mark in (("without_a_cookie", 0), ("with_the_cookie", 1)):
+        request = bytes.fromhex(found[name])
+        salt, proof, sealed = request[:16], request[16:32], request[32:]
+        assert int.from_bytes(marks.update(salt)[12:], "big") == mark
+        cookie = bytes.fromhex(found["cookie"])
+        assert (proof == blake2s(salt, key=cookie, digest_size=16).digest()) is bool(mark)
+        body = AESGCM(hmac(outer, salt + b"datagram")).decrypt(bytes(12), sealed, salt + proof)
+        assert body[:2] == b"\1\1"
+        noise.append(body[4 : 4 + int.from_bytes(body[2:4], "big")])
+        assert len(body) == 4 + len(noise[-1]) + vectors["padding_bytes"]
+    assert noise[0] == noise[1]
+    assert noise[0].startswith(
+        X25519PrivateKey.from_private_bytes(bytes.fromhex(vectors["ephemeral_of_initiator"]))
+        .public_key()
+        .public_bytes_raw()
+    )
+
+    request = bytes.fromhex(found["without_a_cookie"])
+    salt, tag = request[:16], request[-16:]
+    reply = AESGCM(hmac(outer, salt + tag + b"datagram reply")).decrypt(
+        bytes(12), bytes.fromhex(found["cookie_reply"]), tag
+    )
+    assert reply[:17] == b"\1" + bytes.fromhex(found["cookie"])
 
 
 def test_peer_id_text_as_the_page_words_it() -> None:

@@ -7,7 +7,7 @@
      \\_ AEAD nonce ______________________/
      \\_ associated data; masked with what AES makes of the 16 bytes behind it _________________/
 
-Message 1:  salt 16 ‖ AEAD(version 1 ‖ suite 1 ‖ cookie proof 16 ‖ length 2 ‖ Noise message ‖ padding)
+Message 1:  salt 16 ‖ cookie proof 16, or random bytes ‖ AEAD(version 1 ‖ suite 1 ‖ length 2 ‖ Noise message ‖ padding)
 Message 2:  header 32 with the initiator's index, counter 2^64 - 1 and zeros, masked ‖ AEAD(length 2 ‖ Noise message ‖
             padding)
 Reply that holds no state (cookie or hint): AEAD(kind 1 ‖ cookie 16, or hint 1 ‖ padding)
@@ -44,8 +44,8 @@ __all__ = [
     "HEADER_BYTES",
     "HEADER_KEY_BYTES",
     "NONCE_BYTES",
-    "NO_PROOF",
     "OVERHEAD_BYTES",
+    "PROOF_BYTES",
     "REQUEST_BYTES",
     "RESPONSE_BYTES",
     "SAMPLE_BYTES",
@@ -76,13 +76,13 @@ OVERHEAD_BYTES: Final = NONCE_BYTES + TAG_BYTES
 """What the tunnel adds to each µTP packet."""
 
 HANDSHAKE_COUNTER: Final = (1 << 64) - 1
-NO_PROOF: Final = bytes(COOKIE_BYTES)
+PROOF_BYTES: Final = 16
 
 CONTROL_MARK: Final = 0x0F
 """First byte of a control header: a µTP packet of version 15, which there will never be."""
 
 _INTRODUCTION: Final = struct.Struct(">I16s")
-_REQUEST: Final = struct.Struct(">BB16sH")
+_REQUEST: Final = struct.Struct(">BBH")
 _LENGTH: Final = struct.Struct(">H")
 _CONTROL_HEADER: Final = 20
 
@@ -134,12 +134,10 @@ class TunnelRequest:
     Attributes:
         suite: the cipher that the initiator chose.
         noise: its Noise message.
-        proof: shows that the initiator got a cookie at its address; `NO_PROOF` for none.
     """
 
     suite: Suite
     noise: bytes
-    proof: bytes = NO_PROOF
 
 
 def serialize_introduction(introduction: Introduction) -> bytes:
@@ -161,7 +159,7 @@ def parse_introduction(data: bytes) -> Introduction:
 
 def serialize_request(request: TunnelRequest, padding: int) -> bytes:
     """The body of message 1 with `padding` bytes behind it."""
-    head = _REQUEST.pack(VERSION, request.suite.value, request.proof, len(request.noise))
+    head = _REQUEST.pack(VERSION, request.suite.value, len(request.noise))
     return head + request.noise + bytes(padding)
 
 
@@ -174,7 +172,7 @@ def parse_request(body: bytes) -> TunnelRequest:
     """
     if len(body) < _REQUEST.size:
         raise RemoteProtocolError("tunnel message 1 too short")
-    version, suite, proof, length = _REQUEST.unpack_from(body)
+    version, suite, length = _REQUEST.unpack_from(body)
     if version != VERSION:
         raise UnsupportedVersionError(f"handshake of version {version}")
     try:
@@ -183,7 +181,7 @@ def parse_request(body: bytes) -> TunnelRequest:
         raise UnsupportedVersionError(f"handshake with cipher suite {suite}") from error
     if not _NOISE_1 <= length <= len(body) - _REQUEST.size:
         raise RemoteProtocolError("tunnel message 1 of an impossible length")
-    return TunnelRequest(known, body[_REQUEST.size : _REQUEST.size + length], proof)
+    return TunnelRequest(known, body[_REQUEST.size : _REQUEST.size + length])
 
 
 def serialize_response(noise: bytes, padding: int) -> bytes:

@@ -21,7 +21,7 @@ RENEW_RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 # Message 1 again after these pauses, the last one for ever; at most five datagrams go to an address that nobody
 # vouches for (PROTOCOL 22), so the fifth must leave while a person still waits.
-RETRANSMIT_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+RETRANSMIT_SECONDS: Final = (0.2, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0)
 # Requests whose answers are still recognised.
 REQUESTS_KEPT: Final = 8
 # The same where one handshake goes to many addresses of a peer behind a NAT, up to two thousand times.
@@ -33,13 +33,22 @@ ANSWERS_KEPT: Final = 12
 
 # Handshakes a second that are answered without a cookie, and how many at once after a quiet time. One takes 0.4 ms.
 HANDSHAKE_RATE: Final = 250.0
-HANDSHAKE_BURST: Final = 500.0
-# The same for one address (IPv6: /64) that has shown a cookie while the rate was exceeded.
-ADDRESS_RATE: Final = 50.0
-ADDRESS_BURST: Final = 100.0
+HANDSHAKE_BURST: Final = 250.0
+# Once more have come, a cookie is asked of everybody until fewer came for so long (as WireGuard).
+LOAD_SECONDS: Final = 1.0
+# Handshakes meanwhile, of all that have shown a cookie, and of one address (IPv6: /64).
+PROVED_RATE: Final = 500.0
+PROVED_BURST: Final = 500.0
+ADDRESS_RATE: Final = 20.0
+ADDRESS_BURST: Final = 40.0
 ADDRESSES_KEPT: Final = 4096
+# One costs as much as leaving five requests unanswered.
 COOKIE_REPLY_RATE: Final = 5000.0
 COOKIE_REPLY_BURST: Final = 5000.0
+# To have asked, or to have been given a cookie, counts for so long, or twice as long. The first covers the pauses of
+# who dials; the second times the rate is how many sources there may be before newcomers have to wait for each other.
+ASKED_SECONDS: Final = 0.5
+GIVEN_SECONDS: Final = 1.0
 # Answers a second to requests that come again, since nothing limits how often somebody sends a copy.
 ANSWER_RATE: Final = 500.0
 ANSWER_BURST: Final = 500.0

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 from collections import OrderedDict
 from collections.abc import Callable
+from hashlib import blake2s
+from typing import Final
 
-from crust.crypto.aead import mac
+from crust.proto.noise.envelope import SALT_BYTES
 from crust.proto.tunnel.constants import (
     ADDRESS_BURST,
     ADDRESS_RATE,
     ADDRESSES_KEPT,
+    ASKED_SECONDS,
     COOKIE_REPLY_BURST,
     COOKIE_REPLY_RATE,
     COOKIE_SECONDS,
+    GIVEN_SECONDS,
     HANDSHAKE_BURST,
     HANDSHAKE_RATE,
+    LOAD_SECONDS,
+    PROVED_BURST,
+    PROVED_RATE,
 )
-from crust.wire.tunnel import COOKIE_BYTES, NO_PROOF
+from crust.wire.tunnel import COOKIE_BYTES, PROOF_BYTES
 
-__all__ = ["Admission", "CookieJar", "TokenBucket", "address_bytes", "prove"]
+__all__ = ["Admission", "CookieJar", "CookieQueue", "Course", "TokenBucket", "address_bytes", "prove"]
+
+_PLACES: Final = 1 << 19
+_PERIODS: Final = 255  # what a byte counts; 0 stands for never
 
 
 def address_bytes(host: str) -> bytes:
     """What a cookie is bound to: the IPv4 address, or the /64 of the IPv6 one, of which a subscriber has all."""
-    packed = ipaddress.ip_address(host.partition("%")[0]).packed
-    return packed[:8] if len(packed) == 16 else packed
+    if ":" not in host:
+        return bytes(map(int, host.split(".")))  # a tenth of what `ipaddress` takes
+    return ipaddress.ip_address(host.partition("%")[0]).packed[:8]
 
 
 def prove(cookie: bytes, salt: bytes) -> bytes:
-    """What an initiator puts into message 1 to show that it got a cookie; good for that message only."""
-    return mac(cookie, salt)[:COOKIE_BYTES]
+    """What an initiator puts into message 1 to show that it got a cookie; good for that salt only."""
+    return blake2s(salt, key=cookie, digest_size=PROOF_BYTES).digest()
 
 
 class TokenBucket:
@@ -44,11 +56,16 @@ class TokenBucket:
         self._filled = now
         self.tokens = burst
 
-    def take(self, now: float) -> bool:
-        """Whether it may happen now; then it is counted."""
+    def take(self, now: float, keep: float = 0.0) -> bool:
+        """Whether it may happen now; then it is counted.
+
+        Args:
+            now: the present time.
+            keep: what others should find there afterwards, a part of the burst.
+        """
         self.tokens = min(self.tokens + (now - self._filled) * self._rate, self._burst)
         self._filled = now
-        if self.tokens < 1.0:
+        if self.tokens < 1.0 + keep * self._burst:
             return False
         self.tokens -= 1.0
         return True
@@ -73,15 +90,13 @@ class CookieJar:
     def cookie(self, address: bytes, now: float) -> bytes:
         """The cookie of an address."""
         self._turn(now)
-        return mac(self._secret, address)[:COOKIE_BYTES]
+        return _make(self._secret, address)
 
     def accepts(self, proof: bytes, address: bytes, salt: bytes, now: float) -> bool:
         """Whether a message 1 with this salt proves that its sender got a cookie at this address."""
         self._turn(now)
         # Not compared in constant time: a guess costs a message and gains one handshake.
-        return proof != NO_PROOF and any(
-            proof == prove(mac(secret, address)[:COOKIE_BYTES], salt) for secret in (self._secret, self._previous)
-        )
+        return any(proof == prove(_make(secret, address), salt) for secret in (self._secret, self._previous))
 
     def _turn(self, now: float) -> None:
         age = now - self._changed
@@ -91,34 +106,114 @@ class CookieJar:
             self._changed = now
 
 
+def _make(secret: bytes, address: bytes) -> bytes:
+    return blake2s(address, key=secret, digest_size=COOKIE_BYTES).digest()
+
+
+class CookieQueue:
+    """Who is answered with a cookie where more ask than can be: first who has asked before and has none.
+
+    Who invents a new source for each request never asks twice, and who has a few thousand of them has got his cookies:
+    both leave something to who sends a request again because it was not answered. Addresses are hashed into a fixed
+    number of places, so this holds no state that grows; two that share a place now and then do no harm.
+
+    Args:
+        now: the present time.
+    """
+
+    __slots__ = ("_asked", "_given", "_replies")
+
+    def __init__(self, now: float) -> None:
+        self._replies = TokenBucket(COOKIE_REPLY_RATE, COOKIE_REPLY_BURST, now)
+        # Each place holds the number of the period in which it happened last. Only who is under load needs the memory.
+        self._asked = bytearray()
+        self._given = bytearray()
+
+    def takes(self, host: str, now: float) -> bool:
+        """Whether a request of an address gets a cookie now; then it is counted."""
+        if not self._asked:
+            self._asked, self._given = bytearray(_PLACES), bytearray(_PLACES)
+        # Python keys this hash for each process, so nobody can tell who shares a place with whom.
+        place = hash(host if ":" not in host else address_bytes(host)) % _PLACES
+        shift = place / _PLACES  # places grow old one after the other, not all at once
+        asking = int(now / ASKED_SECONDS + shift) % _PERIODS + 1
+        giving = int(now / GIVEN_SECONDS + shift) % _PERIODS + 1
+        if _is_recent(self._given[place], giving):
+            keep = 0.5
+        elif _is_recent(self._asked[place], asking):
+            keep = 0.0
+        else:
+            keep = 0.25
+        self._asked[place] = asking
+        if not self._replies.take(now, keep):
+            return False
+        self._given[place] = giving
+        return True
+
+
+def _is_recent(then: int, period: int) -> bool:
+    """Whether it was in this period or the one before."""
+    return then != 0 and (period - then) % _PERIODS <= 1
+
+
+class Course(enum.Enum):
+    """How a message 1 is dealt with."""
+
+    ANSWER = "as long as the rate lasts: see `Admission.admits`"
+    PROVED = "its sender has shown a cookie: see `Admission.admits_proved`"
+    COOKIE = "with a cookie, if it is authentic"
+    NONE = "not at all: too many others came at the same time"
+
+
 class Admission:
-    """Decides what a message 1 with an authentic envelope gets: an answer, a cookie, or nothing.
+    """Decides what a message 1 gets: an answer, a cookie, or nothing.
 
     Args:
         random: gives random bytes.
         now: the present time.
     """
 
-    __slots__ = ("_addresses", "_jar", "_rate", "_replies")
+    __slots__ = ("_addresses", "_jar", "_loaded_until", "_proved", "_queue", "_rate")
 
     def __init__(self, random: Callable[[int], bytes], now: float) -> None:
         self._jar = CookieJar(random, now)
         self._rate = TokenBucket(HANDSHAKE_RATE, HANDSHAKE_BURST, now)
-        self._replies = TokenBucket(COOKIE_REPLY_RATE, COOKIE_REPLY_BURST, now)
+        self._proved = TokenBucket(PROVED_RATE, PROVED_BURST, now)
+        self._queue = CookieQueue(now)
+        self._loaded_until = now
         self._addresses: OrderedDict[bytes, TokenBucket] = OrderedDict()
 
-    def admits(self, proof: bytes, host: str, salt: bytes, now: float) -> bool:
-        """Whether a handshake may begin."""
+    def course(self, start: bytes, host: str, now: float, *, shows: bool) -> Course:
+        """How to deal with a message 1, before it is opened.
+
+        Args:
+            start: its salt and proof.
+            host: from where it comes.
+            now: the present time.
+            shows: whether it says that the proof is one.
+        """
+        if now >= self._loaded_until:
+            return Course.ANSWER
+        if shows and self._jar.accepts(start[SALT_BYTES:], address_bytes(host), start[:SALT_BYTES], now):
+            return Course.PROVED
+        self.admits(now)  # the load lasts as long as so many ask
+        return Course.COOKIE if self._queue.takes(host, now) else Course.NONE
+
+    def admits(self, now: float) -> bool:
+        """Whether a handshake may begin without a cookie. If not, none may until there were few for a while."""
         if self._rate.take(now):
             return True
-        if proof == NO_PROOF:
-            return False
-        address = address_bytes(host)
-        return self._jar.accepts(proof, address, salt, now) and self._address(address, now).take(now)
+        self._loaded_until = now + LOAD_SECONDS
+        return False
 
-    def cookie(self, host: str, now: float) -> bytes | None:
-        """The cookie to send to who was not admitted; None when too many were sent."""
-        return self._jar.cookie(address_bytes(host), now) if self._replies.take(now) else None
+    def admits_proved(self, host: str, now: float) -> bool:
+        """Whether a handshake may begin at an address that has shown a cookie; those with few of late go first."""
+        own = self._address(address_bytes(host), now)
+        return own.take(now) and self._proved.take(now, 0.0 if own.tokens >= ADDRESS_BURST / 2 else 0.5)
+
+    def cookie(self, host: str, now: float) -> bytes:
+        """The cookie of an address."""
+        return self._jar.cookie(address_bytes(host), now)
 
     @property
     def tracked(self) -> int:

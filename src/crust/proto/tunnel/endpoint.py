@@ -16,26 +16,16 @@ from cryptography.exceptions import InvalidTag
 from crust.crypto.aead import Suite
 from crust.crypto.keys import Identity, PeerId
 from crust.proto.noise.envelope import outer_secret
-from crust.proto.noise.outcome import DiscardReason, HandshakeFailed, Network, Random
+from crust.proto.noise.outcome import HandshakeFailed, Network, Random
 from crust.proto.noise.replay import EphemeralCache
 from crust.proto.tunnel.association import Association
-from crust.proto.tunnel.constants import DIALS_TRIED, MAX_KNOCKS, MAX_PADDING, PUNCH_REQUESTS_KEPT, RETRANSMIT_SECONDS
-from crust.proto.tunnel.cookie import Admission
-from crust.proto.tunnel.events import DialFailed, DialSucceeded, Knocked, KnockedAgain, Outgoing, Route, TunnelEvent
-from crust.proto.tunnel.handshake import (
-    Discarded,
-    SaltMark,
-    TunnelInitiator,
-    TunnelKeys,
-    TunnelResponder,
-    open_request,
-    seal_cookie,
-    seal_hint,
-)
+from crust.proto.tunnel.constants import DIALS_TRIED, MAX_PADDING, PUNCH_REQUESTS_KEPT, RETRANSMIT_SECONDS
+from crust.proto.tunnel.entrance import Entrance
+from crust.proto.tunnel.events import DialFailed, DialSucceeded, Outgoing, Route, TunnelEvent
+from crust.proto.tunnel.handshake import TunnelInitiator, TunnelKeys, TunnelResponder
 from crust.proto.tunnel.header import MAX_SEGMENTS, HeaderMask
 from crust.proto.tunnel.keys import ReceiveKey
 from crust.proto.tunnel.pending import Dial, Knock
-from crust.proto.tunnel.requests import NO_COPY, RequestMemory
 from crust.proto.tunnel.sealing import BUFFER_BYTES, Opener, Sealer
 from crust.proto.utp.config import UtpConfig
 from crust.wire.handshake import Hello, Hint
@@ -99,22 +89,26 @@ class TunnelEndpoint:
         self._identity = identity
         self._network = network
         self._hello = hello
-        self._seen = seen
         self._opener = Opener()
         self._header_key = random(HEADER_KEY_BYTES)
         self._mask = HeaderMask(self._header_key)
-        self._secret = outer_secret(identity.id)
-        self._mark = SaltMark(self._secret)
-        self._admission = Admission(random, now)
         self._by_index: dict[int, ReceiveKey | Dial | None] = {}
         self._dials: dict[Route, list[Dial]] = {}
-        self._knocks: dict[bytes, Knock] = {}
-        self._requests = RequestMemory(now)
         self._events: deque[TunnelEvent] = deque()
         self._outgoing: deque[Outgoing] = deque()
         self._agenda: list[tuple[float, int, Association | Dial]] = []
         self._agenda_count = 0
         self._count = count
+        self._entrance = Entrance(
+            outer_secret(identity.id),
+            self.responder,
+            random=random,
+            seen=seen,
+            now=now,
+            count=self.count,
+            send=self._send,
+            tell=self.tell,
+        )
         self.config_for: Callable[[Route], UtpConfig] = lambda route: UtpConfig(tunnel=True)
 
     # --- for associations ----------------------------------------------------------------------------------------
@@ -191,7 +185,7 @@ class TunnelEndpoint:
     @property
     def pending(self) -> int:
         """Handshakes that peers began and that are not finished."""
-        return len(self._knocks)
+        return len(self._entrance.knocks)
 
     @property
     def indexes(self) -> int:
@@ -260,17 +254,17 @@ class TunnelEndpoint:
         keys = knock.responder.accept(self.introduction(index), self.random)
         knock.association = Association(self, keys, index, knock.route, config, now)
         self._arm(knock.association)
-        self._answer(knock, knock.datagram, knock.route)
+        self._entrance.answer(knock, knock.datagram, knock.route)
         return knock.association
 
     def refuse(self, knock: Knock, hint: Hint) -> None:
         """Turn a peer down with a sealed hint."""
-        self._send(seal_hint(self._secret, knock.datagram, hint, self.random), knock.route)
+        self._entrance.send_hint(knock.datagram, hint, knock.route)
         self.forget(knock)
 
     def forget(self, knock: Knock) -> None:
         """Answer nothing (more): the handshake is finished, or unwanted."""
-        self._knocks.pop(knock.ephemeral, None)
+        self._entrance.knocks.pop(knock.ephemeral, None)
 
     # --- from the network ----------------------------------------------------------------------------------------
 
@@ -427,32 +421,8 @@ class TunnelEndpoint:
 
     def _receive_stranger(self, datagram: memoryview, route: Route, now: float) -> None:
         """A datagram of no association: an answer to a dial without state, a message 1, or noise."""
-        if self._dials and self._receive_reply(datagram, route, now):
-            return
-        if not self._mark.is_on(datagram):
-            # What a flood is made of: no copy, no exception.
-            self.count("datagram.stranger")
-            return
-        request = bytes(datagram)
-        if (ephemeral := self._requests.find(request)) is not None:
-            self._receive_copy(ephemeral, request, route, now)
-            return
-        try:
-            self._receive_request(request, route, now)
-        except Discarded as discarded:
-            self.count(f"handshake.{discarded.reason.value}")
-            if discarded.hint is not None and self._requests.may_answer(now):
-                self._send(seal_hint(self._secret, request, discarded.hint, self.random), route)
-
-    def _receive_copy(self, ephemeral: bytes, datagram: bytes, route: Route, now: float) -> None:
-        """A request with the salt of an earlier one: sent twice on the way, or by somebody who wants us to work."""
-        knock = self._knocks.get(ephemeral)
-        if ephemeral == NO_COPY:
-            self.count("datagram.forged")
-        elif knock is None:
-            self.count(f"handshake.{DiscardReason.REPLAYED.value}")
-        else:
-            self._receive_again(knock, datagram, route, now)
+        if not self._dials or not self._receive_reply(datagram, route, now):
+            self._entrance.receive(datagram, route, now)
 
     def _receive_reply(self, datagram: memoryview, route: Route, now: float) -> bool:
         """Take in what may be a cookie or a hint; whether it was one."""
@@ -471,56 +441,6 @@ class TunnelEndpoint:
                         self._send_request(dial, now)
                 return True
         return False
-
-    def _receive_request(self, datagram: bytes, route: Route, now: float) -> None:
-        """Take in what may be a message 1.
-
-        Raises:
-            Discarded: it is none, or not to be answered.
-        """
-        opened = open_request(self._secret, datagram)
-        if opened is None:
-            self.count("datagram.stranger")
-            return
-        self._requests.add(opened)
-        knock = self._knocks.get(opened.ephemeral)
-        if knock is not None:
-            self._receive_again(knock, datagram, route, now)
-            self.tell(KnockedAgain(knock, route))
-            return
-        self._seen.expire(now)
-        if opened.ephemeral in self._seen:
-            raise Discarded(DiscardReason.REPLAYED)
-        host = str(route[1][0])
-        if not self._admission.admits(opened.request.proof, host, opened.salt, now):
-            cookie = self._admission.cookie(host, now)
-            self.count("handshake.cookie_sent" if cookie is not None else "handshake.over_rate")
-            if cookie is not None:
-                self._send(seal_cookie(self._secret, datagram, cookie, self.random), route)
-            return
-        responder = self.responder(opened.request)
-        # Only now, so that a stranger's broken copy cannot keep the true message out.
-        self._seen.add(opened.ephemeral, now)
-        if len(self._knocks) >= MAX_KNOCKS:
-            self.count("handshake.table_full")
-            return
-        knock = self._knocks[opened.ephemeral] = Knock(opened.ephemeral, responder, datagram, route, now)
-        self.tell(Knocked(knock))
-
-    def _receive_again(self, knock: Knock, datagram: bytes, route: Route, now: float) -> None:
-        """A copy of a message 1, or a retransmission: our answer was lost, or is still to be decided."""
-        knock.heard_at = now
-        if knock.association is None:
-            knock.datagram, knock.route = datagram, route
-        elif knock.association.proved:
-            self.count(f"handshake.{DiscardReason.REPLAYED.value}")
-        elif self._requests.may_answer(now):
-            self._answer(knock, datagram, route)
-        else:
-            self.count("handshake.over_rate")
-
-    def _answer(self, knock: Knock, datagram: bytes, route: Route) -> None:
-        self._send(knock.responder.response(datagram[-16:], len(datagram), self.random), route)
 
     def _send_request(self, dial: Dial, now: float) -> None:
         pause = RETRANSMIT_SECONDS[min(dial.sends, len(RETRANSMIT_SECONDS) - 1)]

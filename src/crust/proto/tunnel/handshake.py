@@ -1,12 +1,14 @@
 """The handshake over datagrams: Noise IK as over TCP, but any message may be lost, repeated or overtaken.
 
     initiator                                                       responder
-    marked salt 16 ‖ AEAD(request)               ------>
+    marked salt 16 ‖ proof 16 ‖ AEAD(request)    ------>
                                                  <------            masked header ‖ AEAD(response)
                                                                     or AEAD(cookie), AEAD(hint), or nothing
 
-The salt is 12 random bytes and 4 zero bytes, encrypted under a key that hangs on the responder's PeerId. To a stranger
+The salt is 12 random bytes and a mark of 4, encrypted under a key that hangs on the responder's PeerId. To a stranger
 it is random; the responder tells noise from requests by one block of AES, a tenth of what opening the envelope costs.
+The proof stands outside the envelope so that under load it is checked first: it is what the cookie makes of the salt,
+and random where there is none; the mark says which.
 A retransmitted request is the same Noise message in a new envelope: new salt, new padding. Answers are sealed under a
 key that hangs on the request's tag, so that repeated answers differ, too, and fit no other request. The responder holds
 nothing before the envelope has opened, and under load before a cookie came back (PROTOCOL 5).
@@ -48,7 +50,7 @@ from crust.wire.handshake import Hello, Hint, UnsupportedVersionError
 from crust.wire.tunnel import (
     HANDSHAKE_COUNTER,
     HEADER_BYTES,
-    NO_PROOF,
+    PROOF_BYTES,
     REQUEST_BYTES,
     RESPONSE_BYTES,
     SAMPLE_BYTES,
@@ -67,6 +69,7 @@ from crust.wire.tunnel import (
 )
 
 __all__ = [
+    "ENVELOPE_BYTES",
     "SMALLEST_REQUEST",
     "Discarded",
     "OpenedRequest",
@@ -81,8 +84,11 @@ __all__ = [
     "seal_hint",
 ]
 
-SMALLEST_REQUEST: Final = SALT_BYTES + REQUEST_BYTES + TAG_BYTES
-_MARK: Final = bytes(4)
+ENVELOPE_BYTES: Final = SALT_BYTES + PROOF_BYTES
+SMALLEST_REQUEST: Final = ENVELOPE_BYTES + REQUEST_BYTES + TAG_BYTES
+_MARK_BYTES: Final = 4
+_MARKS: Final = {bytes(_MARK_BYTES): False, b"\0\0\0\1": True}  # whether a cookie is shown
+_MARK_OF: Final = {shows: mark for mark, shows in _MARKS.items()}
 _NONCE: Final = nonce(Suite.AESGCM, 0)  # every key here seals one message
 _HINT_FAILURES: Final = {
     Hint.NETWORK_MISMATCH: FailureReason.NETWORK_MISMATCH,
@@ -143,9 +149,15 @@ def _salt_cipher(secret: bytes) -> Cipher[ECB]:
     return Cipher(AES(mac(secret, b"datagram salt")), ECB())  # noqa: S305 - a single random block
 
 
-def make_salt(secret: bytes, random: Random) -> bytes:
-    """A new salt of a request to the responder whose `outer_secret` that is."""
-    return _salt_cipher(secret).encryptor().update(random(SALT_BYTES - len(_MARK)) + _MARK)
+def make_salt(secret: bytes, random: Random, *, shows: bool = False) -> bytes:
+    """A new salt of a request to the responder whose `outer_secret` that is.
+
+    Args:
+        secret: see above.
+        random: gives random bytes.
+        shows: whether the request shows a cookie.
+    """
+    return _salt_cipher(secret).encryptor().update(random(SALT_BYTES - _MARK_BYTES) + _MARK_OF[shows])
 
 
 class SaltMark:
@@ -161,12 +173,16 @@ class SaltMark:
         # An ECB context has no state between whole blocks, so one serves for ever.
         self._decrypt = _salt_cipher(secret).decryptor().update
 
-    def is_on(self, datagram: bytes | memoryview) -> bool:
-        """Whether a datagram may be a request: it begins with a salt made for us. By chance one in 2^32 does."""
-        return (
-            SMALLEST_REQUEST <= len(datagram) <= MAX_REQUEST
-            and self._decrypt(datagram[:SALT_BYTES])[-len(_MARK) :] == _MARK
-        )
+    def read(self, start: bytes, size: int) -> bool | None:
+        """Whether a request shows a cookie; None for what is no request to us. By chance one in 2^31 looks like one.
+
+        Args:
+            start: at least the salt.
+            size: of the whole datagram.
+        """
+        if not SMALLEST_REQUEST <= size <= MAX_REQUEST:
+            return None
+        return _MARKS.get(self._decrypt(start[:SALT_BYTES])[-_MARK_BYTES:])
 
 
 def _reply_key(secret: bytes, salt: bytes, tag: bytes) -> bytes:
@@ -249,12 +265,12 @@ class TunnelInitiator:
             route: where it goes, if it goes to several addresses.
             padding: random bytes at most.
         """
-        salt = make_salt(self._secret, self._random)
-        proof = NO_PROOF if self._cookie is None else prove(self._cookie, salt)
-        body = serialize_request(TunnelRequest(self._suite, self._message, proof), draw(self._random, 0, padding))
-        sealed = aead(Suite.AESGCM, _request_key(self._secret, salt)).encrypt(_NONCE, body, salt)
+        salt = make_salt(self._secret, self._random, shows=self._cookie is not None)
+        start = salt + (self._random(PROOF_BYTES) if self._cookie is None else prove(self._cookie, salt))
+        body = serialize_request(TunnelRequest(self._suite, self._message), draw(self._random, 0, padding))
+        sealed = aead(Suite.AESGCM, _request_key(self._secret, salt)).encrypt(_NONCE, body, start)
         self._requests.appendleft((salt, sealed[-TAG_BYTES:], route))
-        return salt + sealed
+        return start + sealed
 
     def keep_requests(self, count: int) -> None:
         """Remember more requests, as they go to several addresses."""
@@ -376,7 +392,7 @@ def open_request(secret: bytes, datagram: bytes) -> OpenedRequest | None:
         return None
     salt = datagram[:SALT_BYTES]
     try:
-        body = AESGCM(_request_key(secret, salt)).decrypt(_NONCE, datagram[SALT_BYTES:], salt)
+        body = AESGCM(_request_key(secret, salt)).decrypt(_NONCE, datagram[ENVELOPE_BYTES:], datagram[:ENVELOPE_BYTES])
     except InvalidTag:
         return None
     try:

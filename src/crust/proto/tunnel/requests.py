@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from crust.crypto.aead import TAG_BYTES
-from crust.proto.noise.envelope import SALT_BYTES
 from crust.proto.tunnel.constants import ANSWER_BURST, ANSWER_RATE, REQUESTS_REMEMBERED
 from crust.proto.tunnel.cookie import TokenBucket
 from crust.proto.tunnel.handshake import OpenedRequest
@@ -38,9 +37,9 @@ class RequestMemory:
         if len(self._by_salt) > REQUESTS_REMEMBERED:
             self._by_salt.popitem(last=False)
 
-    def find(self, datagram: bytes) -> bytes | None:
+    def find(self, salt: bytes, datagram: memoryview) -> bytes | None:
         """The ephemeral key of the request of which this is a copy, or `NO_COPY`; None when its salt is new."""
-        known = self._by_salt.get(datagram[:SALT_BYTES])
+        known = self._by_salt.get(salt)
         if known is None:
             return None
         ephemeral, size, tag = known

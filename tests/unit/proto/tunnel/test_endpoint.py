@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from crust.proto.noise.outcome import FailureReason
-from crust.proto.tunnel.constants import HANDSHAKE_BURST, MAX_KNOCKS
+from crust.proto.tunnel.constants import HANDSHAKE_BURST, MAX_KNOCKS, RETRANSMIT_SECONDS
 from crust.proto.tunnel.endpoint import Knock
 from crust.proto.tunnel.events import DialFailed, DialSucceeded, Knocked
 from crust.proto.utp.events import Connected
@@ -67,7 +67,7 @@ class TestDial:
         assert world.after(5, lambda: world.alice.associations)
         requests = [data for source, _, data in world.wire if source == A]
         assert len(requests) == 4
-        assert world.now - world.started == pytest.approx(0.25 + 0.5 + 1 + 2 * DELAY, rel=0.2)
+        assert world.now - world.started == pytest.approx(sum(RETRANSMIT_SECONDS[:3]) + 2 * DELAY, rel=0.2)
         for one, two in itertools.combinations(requests, 2):
             assert sum(x == y for x, y in zip(one, two, strict=False)) < 20
 
@@ -203,7 +203,7 @@ class TestKnock:
         assert len(world.bob.associations) == 1
 
     def test_the_table_is_capped(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("crust.proto.tunnel.endpoint.MAX_KNOCKS", 5)
+        monkeypatch.setattr("crust.proto.tunnel.entrance.MAX_KNOCKS", 5)
         world = World()
         world.bob.accepting = False
         for number in range(8):

@@ -34,22 +34,24 @@ class TestMark:
         mark = SaltMark(ours)
         for _ in range(200):
             rest = chance.randbytes(300)
-            assert mark.is_on(make_salt(ours, chance.randbytes) + rest)
-            assert not mark.is_on(make_salt(theirs, chance.randbytes) + rest)
-            assert not mark.is_on(chance.randbytes(300))
+            for shows in (False, True):
+                assert mark.read(make_salt(ours, chance.randbytes, shows=shows) + rest, 316) is shows
+            assert mark.read(make_salt(theirs, chance.randbytes) + rest, 316) is None
+            assert mark.read(chance.randbytes(300), 300) is None
             broken = bytearray(make_salt(ours, chance.randbytes) + rest)
             broken[chance.randrange(16)] ^= 1 << chance.randrange(8)
-            assert not mark.is_on(broken)
+            assert mark.read(bytes(broken), 316) is None
 
     @pytest.mark.parametrize("size", [0, 15, 16, SMALLEST_REQUEST - 1, MAX_REQUEST + 1])
     def test_impossible_lengths(self, size: int) -> None:
         secret = outer_secret(Identity.generate().id)
-        assert not SaltMark(secret).is_on(make_salt(secret, random.Random(2).randbytes).ljust(size, b"\0")[:size])
+        salt = make_salt(secret, random.Random(2).randbytes)
+        assert SaltMark(secret).read(salt.ljust(size, b"\0")[:size], size) is None
 
     def test_a_salt_is_never_the_same_and_tells_nothing(self) -> None:
         chance = random.Random(3)
         secret = outer_secret(Identity.from_seed(bytes(32)).id)
-        salts = [make_salt(secret, chance.randbytes) for _ in range(6000)]
+        salts = [make_salt(secret, chance.randbytes, shows=number % 2 == 0) for number in range(6000)]
         assert len(set(salts)) == 6000
         for at in range(16):
             assert len({salt[at] for salt in salts}) == 256
@@ -169,7 +171,7 @@ class TestCopies:
         dial = mallory.dial(world.bob)
         for _ in range(REQUESTS_REMEMBERED + 10):
             feed(world.bob, [dial.handshake.request()])
-        assert len(world.bob.endpoint._requests) == REQUESTS_REMEMBERED
+        assert len(world.bob.endpoint._entrance._requests) == REQUESTS_REMEMBERED
         assert world.bob.endpoint.pending == 1
-        knock = next(iter(world.bob.endpoint._knocks.values()))
+        knock = next(iter(world.bob.endpoint._entrance.knocks.values()))
         assert len(knock.responder._answers) <= ANSWERS_KEPT

@@ -12,10 +12,12 @@ from crust.crypto.keys import Identity, PeerId
 from crust.proto.noise.envelope import outer_secret
 from crust.proto.noise.outcome import DiscardReason, FailureReason, HandshakeFailed, Network
 from crust.proto.tunnel.constants import ANSWERS_KEPT, MAX_REQUEST
+from crust.proto.tunnel.cookie import prove
 from crust.proto.tunnel.handshake import (
     SMALLEST_REQUEST,
     Discarded,
     OpenedRequest,
+    SaltMark,
     TunnelInitiator,
     TunnelResponder,
     mask_datagram,
@@ -25,7 +27,7 @@ from crust.proto.tunnel.handshake import (
 )
 from crust.proto.tunnel.header import HeaderMask
 from crust.wire.handshake import Hello, Hint, Signing
-from crust.wire.tunnel import NO_PROOF, Introduction
+from crust.wire.tunnel import Introduction
 
 ALICE = Identity.from_seed(bytes([1]) * 32)
 BOB = Identity.from_seed(bytes([2]) * 32)
@@ -208,11 +210,15 @@ class TestReplies:
     def test_cookie(self) -> None:
         sides = Sides()
         request = sides.initiator.request()
-        assert sides.responder(request)[0].request.proof == NO_PROOF
+        mark = SaltMark(sides.secret)
+        assert mark.read(request, len(request)) is False
         reply = seal_cookie(sides.secret, request, b"c" * 16, sides.random)
         assert sides.initiator.receive_reply(reply) is True
         assert sides.initiator.receive_reply(reply) is False
-        assert sides.responder(sides.initiator.request())[0].request.proof != NO_PROOF
+        request = sides.initiator.request()
+        assert mark.read(request, len(request)) is True
+        assert request[16:32] == prove(b"c" * 16, request[:16])
+        sides.responder(request)
 
     @pytest.mark.parametrize("hint", list(Hint))
     def test_hints(self, hint: Hint) -> None:

@@ -39,14 +39,21 @@ def conversation(seed: int) -> dict[str, list[bytes]]:
     world.after(0.1)
     hints = [data for source, target, data in world.wire if target == ELSEWHERE]
     world.wire.clear()
-    while world.bob.endpoint._admission._rate.take(world.now):
+    while world.bob.endpoint._entrance._admission.admits(world.now):
         pass
-    world.bob.endpoint._admission._rate.tokens = 0.0
     carol = TunnelHost(world, ("10.7.7.7", 7))
     carol.dial(world.bob)
-    world.after(0.03)
+    world.after(0.05)
     cookies = [data for source, target, data in world.wire if target == ("10.7.7.7", 7)][:1]
-    return {"request": requests, "answer": answers, "data": first_data, "hint": hints, "cookie": cookies}
+    shown = [data for source, target, data in world.wire if source == ("10.7.7.7", 7)][1:2]
+    return {
+        "request": requests,
+        "answer": answers,
+        "data": first_data,
+        "hint": hints,
+        "cookie": cookies,
+        "shown": shown,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +65,7 @@ def flights() -> dict[str, list[bytes]]:
     return found
 
 
-KINDS = ["request", "answer", "data", "hint", "cookie"]
+KINDS = ["request", "answer", "data", "hint", "cookie", "shown"]
 
 
 def assert_uniform(samples: list[bytes]) -> None:
@@ -88,7 +95,7 @@ def test_bytes(flights: dict[str, list[bytes]], kind: str) -> None:
     assert len(zlib.compress(whole, 9)) >= len(whole)
 
 
-@pytest.mark.parametrize("kind", ["request", "answer", "hint", "cookie"])
+@pytest.mark.parametrize("kind", ["request", "answer", "hint", "cookie", "shown"])
 def test_lengths(flights: dict[str, list[bytes]], kind: str) -> None:
     sizes = Counter(len(data) for data in flights[kind])
     assert len(sizes) > 25
