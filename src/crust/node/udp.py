@@ -484,17 +484,27 @@ class UdpFront:
         self._arm()
         return True
 
-    def flush(self, association: Association, now: float) -> None:
-        """Send what an association has to say."""
+    def flush(self, association: Association, now: float, *, whole: bool = False) -> None:
+        """Send what an association has to say.
+
+        Args:
+            association: which.
+            now: the present time.
+            whole: if there are full batches, only these now: the rest at the end of the loop's turn, with what may be
+                written until then.
+        """
         self._unflushed.pop(association, None)
+        most = association.utp.whole_batches_bytes if whole else 0
         sent = 0
         outgoing = self.endpoint.association_outgoing
         while self._held is None:
-            out = outgoing(association, now)
+            out = outgoing(association, now, most)
             if out is not None:
                 self._transmit(out, now)
                 sent += len(out.data)
             if not association.has_more:
+                if most and association.utp.unsent_bytes:
+                    self._flush_later(association)
                 self._arm()
                 return
             if sent >= _FLUSH_BYTES:

@@ -150,7 +150,7 @@ class UtpLink:
             if self._front.send_lone(self.association, data, now):
                 return
         self.association.utp.send_data(buffers, now)
-        self._front.flush(self.association, now)
+        self._front.flush(self.association, now, whole=True)
         self._stalled = not self._has_room
 
     def idle(self) -> None:

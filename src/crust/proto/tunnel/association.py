@@ -34,6 +34,7 @@ from crust.proto.tunnel.timers import Timer
 from crust.proto.utp.batch import Batch
 from crust.proto.utp.config import UtpConfig
 from crust.proto.utp.connection import UtpConnection
+from crust.proto.utp.constants import BATCHES_AT_ONCE
 from crust.wire.tunnel import (
     CONTROL_MARK,
     OVERHEAD_BYTES,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Association"]
 
-_BATCHES_AT_ONCE: Final = 4  # of 64 KiB, the least that µTP holds back when it has more
 _INITIATOR_ID: Final = 1
 _RESPONDER_ID: Final = 2
 
@@ -435,10 +435,14 @@ class Association:
 
     # --- to the network ------------------------------------------------------------------------------------------
 
-    def next_outgoing(self, now: float) -> Outgoing | None:
+    def next_outgoing(self, now: float, max_bytes: int = 0) -> Outgoing | None:
         """The next datagrams to send; None when there are none (any more) at present.
 
         Afterwards `has_more` says whether to ask again.
+
+        Args:
+            now: the present time.
+            max_bytes: of data, when none was given out that is still to be sealed; 0 for as much as there is.
         """
         self.has_more = False
         if self.closed:
@@ -448,11 +452,11 @@ class Association:
                 return self._seal_control(now)
             batches = self._batches
             if not batches:
-                batches = self._batches = self.utp.datagrams_to_send(now)
+                batches = self._batches = self.utp.datagrams_to_send(now, max_bytes)
                 if not batches:
                     return None
-                # With less than it may give at once, it has given all.
-                self._drained = len(batches) < _BATCHES_AT_ONCE
+                # It has given as much as was asked for; or all, if that is less than it may give at once.
+                self._drained = max_bytes > 0 or len(batches) < BATCHES_AT_ONCE
                 if self._send.counter >= RENEW_DATAGRAMS and self._renewal is None and self._next is None:
                     self.renew(now)
             batch = batches.pop(0)

@@ -507,9 +507,9 @@ class TunnelEndpoint:
                 self._schedule(due, association)
         return found
 
-    def association_outgoing(self, association: Association, now: float) -> Outgoing | None:
+    def association_outgoing(self, association: Association, now: float, max_bytes: int = 0) -> Outgoing | None:
         """The next datagrams of an association; when `has_more` is false afterwards, its timers are armed."""
-        found = association.next_outgoing(now)
+        found = association.next_outgoing(now, max_bytes)
         if not association.has_more and not association.closed:
             self._arm(association)
         return found

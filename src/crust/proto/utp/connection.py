@@ -163,6 +163,12 @@ class UtpConnection(Outlet):
         return self._sender.queue.size
 
     @property
+    def whole_batches_bytes(self) -> int:
+        """Of the bytes not sent yet, those that fill batches: the most that one system call takes."""
+        unsent = self._sender.queue.size
+        return unsent - unsent % self._sender.batch_bytes
+
+    @property
     def unacknowledged_bytes(self) -> int:
         """Bytes accepted that the peer has not acknowledged in order."""
         return self._sender.queue.size + self._sender.flight.held_bytes

@@ -66,6 +66,8 @@ MAX_PACKETS_IN_FLIGHT = 1 << 14
 # Datagrams in one UDP_SEGMENT send (UDP_MAX_SEGMENTS of Linux before 6.9) and their bytes (65,535 less IPv4 and UDP).
 MAX_BATCH_DATAGRAMS = 64
 MAX_BATCH_BYTES = 65_507
+# What is given out at once, so that a burst stays within what a socket takes.
+BATCHES_AT_ONCE = 4
 # Pacing: above the rate that the window needs, so that it is the window that limits (Linux: 2 and 1.2).
 PACING_GAIN_SLOW_START = 2.0
 PACING_GAIN = 1.25

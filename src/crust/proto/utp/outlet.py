@@ -7,7 +7,7 @@ from abc import ABC
 from crust.proto.timers import TimerTable
 from crust.proto.utp.batch import Batch
 from crust.proto.utp.config import UtpConfig
-from crust.proto.utp.constants import INITIAL_RTO, MAX_BATCH_BYTES
+from crust.proto.utp.constants import BATCHES_AT_ONCE, INITIAL_RTO
 from crust.proto.utp.events import UtpStats
 from crust.proto.utp.intake import DATA_BYTE, MICRO_MASK, Intake
 from crust.proto.utp.lifecycle import Lifecycle
@@ -82,12 +82,13 @@ class Outlet(Intake, ABC):
             (buffer.next_seq - 1) & 0xFFFF,
         )
 
-    def datagrams_to_send(self, now: float, max_bytes: int = 4 * MAX_BATCH_BYTES) -> list[Batch]:
+    def datagrams_to_send(self, now: float, max_bytes: int = 0) -> list[Batch]:
         """Packets to send now; to be called again until there are none.
 
         Args:
             now: the present time.
-            max_bytes: about how much payload to give out at once, so that a burst stays within what a socket takes.
+            max_bytes: about how much payload to give out at once, so that a burst stays within what a socket takes; 0
+                for `BATCHES_AT_ONCE` full batches.
         """
         if self._life.state not in _SENDING:
             return self._control_packets(now)
@@ -96,12 +97,16 @@ class Outlet(Intake, ABC):
         if receiver.sack_due:
             # In a packet of its own, so that those with data keep one size; and first, as it is urgent.
             batches.append(self._state_packet(now))
-        data = self._sender.collect(now, max_bytes, self._header(PacketType.DATA, now)) if self._sender.ready else None
+        sender = self._sender
+        data: list[Batch] | None = None
+        if sender.ready:
+            header = self._header(PacketType.DATA, now)
+            data = sender.collect(now, max_bytes or BATCHES_AT_ONCE * sender.batch_bytes, header)
         if data:
             receiver.sent(receiver.buffer.window)
             batches += data
-            if self._sender.fin_seq is not None:
-                self._life.wait_for_last_ack(now, self._sender.rtt.rto)
+            if sender.fin_seq is not None:
+                self._life.wait_for_last_ack(now, sender.rtt.rto)
         elif receiver.ack_due and not batches:
             batches.append(self._state_packet(now))
         elif self._keepalive_due:

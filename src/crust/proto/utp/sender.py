@@ -51,6 +51,7 @@ class Sender:
         mtu: size of packets.
         fin_seq: the number of our FIN, once it is sent.
         closing: a FIN is to follow the last byte.
+        batch_bytes: payload of as many full packets as fit one batch.
     """
 
     __slots__ = (
@@ -76,6 +77,7 @@ class Sender:
         "_spurious_in_recovery",
         "_stats",
         "_timers",
+        "batch_bytes",
         "closing",
         "congestion",
         "fin_seq",
@@ -88,7 +90,6 @@ class Sender:
 
     def __init__(self, config: UtpConfig, seq_nr: int, timers: TimerTable[Timer], stats: UtpStats, now: float) -> None:
         self._config, self._timers, self._stats = config, timers, stats
-        self._segment = config.mtu - HEADER_BYTES
         self.queue = SendQueue()
         self.flight = Flight(seq_nr)
         self.rtt = RttEstimator()
@@ -100,7 +101,7 @@ class Sender:
 
     def _start_path(self, now: float) -> None:
         """What belongs to a path rather than to the connection, as it is at its start."""
-        self._segment = self.mtu.current - HEADER_BYTES
+        self._use_segment(self.mtu.current - HEADER_BYTES)
         self.congestion: CongestionControl = (
             Ledbat(self._segment) if self._config.congestion == "ledbat" else Cubic(self._segment)
         )
@@ -248,10 +249,14 @@ class Sender:
     def _set_segment(self) -> None:
         segment = self.mtu.current - HEADER_BYTES
         if segment != self._segment:
-            self._segment = segment
+            self._use_segment(segment)
             self.congestion.set_segment(segment)
         if self.mtu.raise_at is not None:
             self._timers.set(Timer.MTU_RAISE, self.mtu.raise_at)
+
+    def _use_segment(self, segment: int) -> None:
+        self._segment = segment
+        self.batch_bytes = segment * self._most_packets(segment)
 
     # -- losses --------------------------------------------------------------------------------------------------
 

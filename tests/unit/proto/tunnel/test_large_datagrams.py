@@ -38,6 +38,24 @@ def test_more_of_them_than_are_opened_at_once() -> None:
     assert b"".join(theirs.utp.read_all()) == data
 
 
+def test_the_rest_is_held_back_for_what_may_follow() -> None:
+    world = World(config=UtpConfig(tunnel=True, mtu=16_000, mtu_ceiling=16_000, datagram_overhead=OVERHEAD_BYTES))
+    ours, _theirs = world.connect()
+    world.after(1)
+    endpoint, most = world.alice.endpoint, 4 * 15_980
+    ours.utp.send_data(some_data(most + 100), world.now)
+    assert ours.utp.whole_batches_bytes == most
+    out = endpoint.association_outgoing(ours, world.now, most)
+    assert out is not None
+    assert len(out.data) == 4 * out.size
+    assert not ours.has_more
+    ours.utp.send_data(some_data(most - 100), world.now)
+    out = endpoint.association_outgoing(ours, world.now)
+    assert out is not None
+    assert len(out.data) == 4 * out.size
+    assert not ours.utp.unsent_bytes
+
+
 def test_many_small_ones() -> None:
     world = World()
     ours, theirs = world.connect()

@@ -227,6 +227,30 @@ def test_max_bytes() -> None:
     assert 0 < sum(batch.size for batch in batches) <= 6000
 
 
+def test_what_fills_batches_goes_without_the_rest() -> None:
+    config = UtpConfig(tunnel=True, mtu=1200, mtu_ceiling=1200, max_batch_datagrams=7, datagram_overhead=28)
+    pair = established_pair(config)
+    deliver(pair, bytes(2_000_000))
+    assert pair.a.whole_batches_bytes == 0
+    pair.a.send_data(bytes(20_000), pair.now + 1)
+    assert pair.a.whole_batches_bytes == 2 * 7 * 1180
+    batches = pair.a.datagrams_to_send(pair.now + 1, pair.a.whole_batches_bytes)
+    assert [len(batch.bodies) for batch in batches] == [7, 7]
+    assert pair.a.whole_batches_bytes == 0
+    pair.a.send_data(bytes(8260 - 20_000 % 8260), pair.now + 1)  # fills another one
+    assert pair.a.whole_batches_bytes == pair.a.unsent_bytes == 7 * 1180
+    (batch,) = pair.a.datagrams_to_send(pair.now + 1)
+    assert len(batch.bodies) == 7
+
+
+def test_without_a_limit_full_batches_are_given_out() -> None:
+    pair = established_pair(UtpConfig(tunnel=True, mtu=1400, mtu_ceiling=1400, datagram_overhead=48))
+    deliver(pair, bytes(5_000_000))
+    pair.a.send_data(bytes(600_000), pair.now + 1)
+    batches = pair.a.datagrams_to_send(pair.now + 1)
+    assert [len(batch.bodies) for batch in batches] == [45] * 4
+
+
 # -- packet size ---------------------------------------------------------------------------------------------------
 
 
