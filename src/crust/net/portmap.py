@@ -193,14 +193,12 @@ class PortMapper:
         # Reading runs a program on some systems.
         gateways = await asyncio.to_thread(self._read_gateways)
         addresses = await asyncio.to_thread(self._read_addresses)
-        if self._closed:
-            return
-        self._gateways = list(gateways)
-        if any(m != "igd" for m in self._settings.methods):
+        if not self._closed and any(m != "igd" for m in self._settings.methods):
             await self._listen()
         if self._closed:  # meanwhile: `close` has not seen the sockets that came after it
             await self._end()
             return
+        self._gateways = list(gateways)
         for gateway in self._gateways:
             for host in _hosts_towards(gateway, addresses):
                 if len(self._routers) < _MAX_ROUTERS:
