@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from crust.errors import CrustError, PeerLost, RemoteProtocolError
 from crust.net.clock import monotonic
+from crust.node.busy_poll import HANDSHAKE_SECONDS
 from crust.node.connection import Connection
 from crust.node.core import Core, Proven
 from crust.node.events import DuplicateIdentity
@@ -177,6 +178,7 @@ class Inbound(ABC):
         self.stage = Stage.PROVING
         self._set_deadline(self._core.config.handshake_timeout)
         self._sent_at = monotonic()
+        self._core.handshake_watch.sent(self._sent_at, HANDSHAKE_SECONDS)
 
     def accept_incoming(self, others: Sequence[Inbound]) -> Coroutine[Any, Any, Connection]:
         """For `Incoming.accept`: answers at once, and waits until the peer has proved itself."""
@@ -218,6 +220,7 @@ class Inbound(ABC):
 
     def _first_groups(self, groups: Groups, now: float) -> bool:
         """Take the first records of the peer; False when they are not what they must be."""
+        self._core.handshake_watch.received(now)
         try:
             first = frames.parse_frames(*groups[0], start=1)
             if not first or not isinstance(first[0], frames.Hello):

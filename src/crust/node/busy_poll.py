@@ -15,9 +15,13 @@ from typing import Final
 
 from crust.net.clock import monotonic
 
-__all__ = ["AnswerWatch", "BusyPoll"]
+__all__ = ["HANDSHAKE_SECONDS", "AnswerWatch", "BusyPoll"]
 
 _POLL_SECONDS: Final = 0.0003
+
+HANDSHAKE_SECONDS: Final = 0.002
+"""A handshake takes the peer longer than an answer."""
+
 _MOST_FAILURES: Final = 6
 """After so many in a row one message of 64 is followed by a poll."""
 
@@ -57,7 +61,7 @@ class BusyPoll:
 
 
 class AnswerWatch:
-    """Decides for one connection after which messages polling is worth while.
+    """Decides for one connection, or for a node's handshakes, after which messages polling is worth while.
 
     Args:
         poll: the node's.
@@ -71,8 +75,8 @@ class AnswerWatch:
         self._failures = 0  # in a row
         self._pauses = 0  # messages to come that are not followed by a poll
 
-    def sent(self, now: float) -> None:
-        """A small message has gone out, and nothing else."""
+    def sent(self, now: float, seconds: float = _POLL_SECONDS) -> None:
+        """A small message has gone out, and nothing else; poll for so many seconds."""
         if self._until:
             if now < self._until:
                 return
@@ -80,7 +84,7 @@ class AnswerWatch:
         if self._pauses:
             self._pauses -= 1
         elif self._poll.useful:
-            self._until = now + _POLL_SECONDS
+            self._until = now + seconds
             self._poll.begin(self._until)
 
     def received(self, now: float) -> None:

@@ -22,7 +22,7 @@ from crust.errors import (
 )
 from crust.net.clock import monotonic, wall_clock
 from crust.net.tcp import ReadBuffer, TcpStream, WriteBuffers
-from crust.node.busy_poll import BusyPoll
+from crust.node.busy_poll import AnswerWatch, BusyPoll
 from crust.node.connection import Connection
 from crust.node.events import Event, EventReader, PathChanged, PeerClosed, PeerConnected
 from crust.node.path import TcpPath, UtpPath
@@ -101,6 +101,7 @@ class Core:
         self.buffer = ReadBuffer(self.loop)
         self.pace = SigningPace()
         self.busy_poll = BusyPoll(self.loop)
+        self.handshake_watch = AnswerWatch(self.busy_poll)
         self.write_buffers = WriteBuffers()
         self.random = secrets.token_bytes
         self.seen = EphemeralCache()

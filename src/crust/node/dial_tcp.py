@@ -12,6 +12,7 @@ from crust.crypto.keys import PeerId
 from crust.net.clock import monotonic
 from crust.net.tcp import TcpStream, connect_tcp, dial_tcp
 from crust.node.attempt import SILENCE, DialledPath, path_kind
+from crust.node.busy_poll import HANDSHAKE_SECONDS
 from crust.node.connection import Connection
 from crust.node.core import Core
 from crust.proto.noise.crossing import Crossed, CrossingHandshake
@@ -47,10 +48,11 @@ class _TcpDialled(DialledPath):
 class _Outbound:
     """A dialled TCP stream during its handshake."""
 
-    __slots__ = ("_handshake", "future", "opened_at", "stream")
+    __slots__ = ("_handshake", "_watch", "future", "opened_at", "stream")
 
     def __init__(self, core: Core, handshake: InitiatorHandshake | CrossingHandshake) -> None:
         self._handshake = handshake
+        self._watch = core.handshake_watch
         self.future: asyncio.Future[HandshakeResult | Crossed] = core.loop.create_future()
         self.opened_at = 0.0
         self.stream = TcpStream(core.buffer)
@@ -60,11 +62,13 @@ class _Outbound:
         """Message 1 goes out with the first segment that can carry data."""
         self.opened_at = monotonic()
         self.stream.write(self._handshake.data_to_send())
+        self._watch.sent(self.opened_at, HANDSHAKE_SECONDS)
 
     def stream_received(self, data: memoryview) -> int:
         """Message 2, or something else."""
         if self.future.done():
             return 0  # kept for the path
+        self._watch.received(monotonic())
         try:
             result = self._receive(bytes(data))
         except HandshakeFailed as failure:

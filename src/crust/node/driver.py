@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from crust.crypto.keys import PeerId
 from crust.errors import ConnectionClosed, CrustError, PeerLost, RemoteProtocolError
 from crust.net.clock import TIMER_SLACK, monotonic, seconds_slept
-from crust.node.busy_poll import AnswerWatch
+from crust.node.busy_poll import HANDSHAKE_SECONDS, AnswerWatch
 from crust.node.path import AnyPath
 from crust.proto.session.engine import Session
 from crust.proto.session.events import (
@@ -249,6 +249,7 @@ class SessionDriver(ABC):
         self.session.attach(path.id, rank=rank, now=now, rtt=rtt)
         if len(self._paths) > _MOST_PATHS:
             self._drop_worst(path.id, now)
+        self._watch.sent(now, HANDSHAKE_SECONDS)
         self._note_path("up")
         self._owner.path_up(self._front, path.id)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from crust.net.clock import TIMER_SLACK, monotonic
 from crust.net.udp import Features, SendOutcome, UdpSocket, bind_udp, route_info, sockaddr
+from crust.node.busy_poll import HANDSHAKE_SECONDS
 from crust.node.utp_link import GROUP_BYTES, LinkConsumer, UtpLink
 from crust.proto.noise.handshake import HandshakeFailed
 from crust.proto.tunnel.association import Association
@@ -237,6 +238,7 @@ class UdpFront:
         dial = self.endpoint.dial(peer, (sock.number, address), config, now)
         found = self._dials[dial] = UtpDial(dial, self._loop.create_future())
         self.pump()
+        self._core.handshake_watch.sent(now, HANDSHAKE_SECONDS)
         return found
 
     def cancel(self, dial: UtpDial) -> None:
@@ -557,6 +559,7 @@ class UdpFront:
             else:
                 self.endpoint.forget(event.knock)
         elif isinstance(event, DialSucceeded):
+            self._core.handshake_watch.received(monotonic())
             waiting = self._dials.pop(event.dial, None)
             link = self._link(event.association)
             if waiting is not None and not waiting.future.done():
