@@ -49,7 +49,7 @@ class DialledPath(ABC):
         self.candidate = candidate
         self.rtt = rtt
         self.taken = False
-        self.others: dict[asyncio.Task[DialledPath], Attempt] = {}
+        self.others: dict[asyncio.Future[DialledPath], Attempt] = {}
 
     def attach(self, core: Core, connection: Connection, at_ms: float) -> None:
         """Make it a path of a connection."""
@@ -77,7 +77,7 @@ def path_kind(candidate: Candidate) -> PathKind:
     return "direct" if candidate.kind == "host" else "punched"
 
 
-def close_result(task: asyncio.Task[DialledPath]) -> None:
+def close_result(task: asyncio.Future[DialledPath]) -> None:
     """An attempt that was given up has ended: if it has just succeeded, close what it brought."""
     if not task.cancelled() and task.exception() is None:
         task.result().abort()

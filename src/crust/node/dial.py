@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -256,7 +256,7 @@ class _Race:
         self._feed = feed
         self._report = report
         self._started = started
-        self._tasks: dict[asyncio.Task[DialledPath], Attempt] = {}
+        self._tasks: dict[asyncio.Future[DialledPath], Attempt] = {}
         self._failures: list[ConnectError] = []
         self._queue: deque[Candidate] = deque()
         self._tried: set[tuple[str, str, int, bool]] = set()
@@ -385,14 +385,13 @@ class _Race:
             attempt.ended_ms, attempt.outcome = attempt.started_ms, "skipped"
             attempt.detail = "tried in vain before, and nobody but the peer says that it is there"
             return
-        dialling: Coroutine[Any, Any, DialledPath]
         if candidate.transport == "utp":
             assert dialler.utp is not None
-            dialling = dialler.utp.dial(self._peer, candidate)
+            self._tasks[dialler.utp.dial(self._peer, candidate)] = attempt
         else:
             local = dialler.acceptor.local_for(candidate.host) if self._feed.own_port else None
             dialling = dialler.tcp.dial(self._peer, candidate, attempt, local)
-        self._tasks[self._core.loop.create_task(dialling)] = attempt
+            self._tasks[self._core.loop.create_task(dialling)] = attempt
 
     def _may_try(self, candidate: Candidate) -> bool:
         """Whether the budget for addresses that only peers name allows another attempt (PROTOCOL 22)."""
@@ -503,7 +502,7 @@ class _Race:
 
 
 def _judge(
-    tasks: dict[asyncio.Task[DialledPath], Attempt],
+    tasks: dict[asyncio.Future[DialledPath], Attempt],
     failures: list[ConnectError],
     started: float,
     outcome: str = "won",
@@ -527,7 +526,7 @@ def _judge(
     return winner
 
 
-def _cancel(task: asyncio.Task[DialledPath], attempt: Attempt, started: float) -> None:
+def _cancel(task: asyncio.Future[DialledPath], attempt: Attempt, started: float) -> None:
     """Give an attempt up; if it has just succeeded, close what it brought."""
     task.add_done_callback(close_result)
     task.cancel()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
+
 from crust.crypto.keys import PeerId
 from crust.net.clock import monotonic
 from crust.node.attempt import DialledPath, path_kind
@@ -42,13 +45,22 @@ class UtpAttempts:
     def __init__(self, front: UdpFront) -> None:
         self.front = front
 
-    async def dial(self, peer: PeerId, candidate: Candidate) -> DialledPath:
-        """Shake hands over UDP."""
+    def dial(self, peer: PeerId, candidate: Candidate) -> asyncio.Future[DialledPath]:
+        """Begin to shake hands over UDP; cancel what this returns to give up.
+
+        No task: the request goes out at once, and nobody has to be woken before who waits for the answer.
+        """
         began = monotonic()
-        dial = await self.front.dial(peer, candidate.host, candidate.port)
+        made = partial(_dialled, candidate, began)
         try:
-            link = await dial.future
-        except BaseException:
-            self.front.cancel(dial)
-            raise
-        return UtpDialled(link, candidate, monotonic() - began)
+            dial = self.front.dial(peer, candidate.host, candidate.port, made)
+        except OSError as error:
+            failed: asyncio.Future[DialledPath] = asyncio.get_running_loop().create_future()
+            failed.set_exception(error)
+            return failed
+        dial.future.add_done_callback(lambda future: self.front.cancel(dial) if future.cancelled() else None)
+        return dial.future
+
+
+def _dialled(candidate: Candidate, began: float, link: UtpLink) -> DialledPath:
+    return UtpDialled(link, candidate, monotonic() - began)

@@ -82,7 +82,7 @@ class UtpPunch:
             patience=punch.patience,
         )
         self._engine = UdpPuncher(self.plan, core.random, budget, monotonic(), options)
-        self._dial: UtpDial | None = None
+        self._dial: UtpDial[UtpLink] | None = None
         self._sockets: dict[tuple[int, bool], int] = {}  # of the engine's number, and whether for IPv6
         if options.quiet and front.quiet is not None:
             self._sockets[1, False] = front.quiet
@@ -111,7 +111,7 @@ class UtpPunch:
         self._wanted.append(wanted)
         try:
             for remote in remotes:
-                await self._open_main(remote.address[0])
+                self._open_main(remote.address[0])
             self._begin()
             self._engine.add(remotes, monotonic())
             self._pump()
@@ -121,10 +121,10 @@ class UtpPunch:
             if not self._wanted:
                 self.close()
 
-    async def _open_main(self, host: str) -> None:
+    def _open_main(self, host: str) -> None:
         key = (0, ":" in host)
         if key not in self._sockets:
-            self._sockets[key] = await self._front.main_socket(host)
+            self._sockets[key] = self._front.main_socket(host)
             self._family = ":" in host and not any(not six for _, six in self._sockets)
 
     def _begin(self) -> None:
@@ -209,7 +209,7 @@ class UtpPunch:
             if isinstance(event, SocketsWanted):
                 self._open(event)
 
-    def _send(self, dial: UtpDial) -> None:
+    def _send(self, dial: UtpDial[UtpLink]) -> None:
         probes = self._engine.probes_to_send(monotonic())
         small = self.plan.approach in _MANY
         for probe in probes:

@@ -10,11 +10,12 @@ import errno
 import itertools
 import socket
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from crust.net.clock import TIMER_SLACK, monotonic
 from crust.net.udp import Features, SendOutcome, UdpSocket, bind_udp, route_info, sockaddr
 from crust.node.busy_poll import HANDSHAKE_SECONDS
+from crust.node.utp_dial import PunchWatcher, UtpDial
 from crust.node.utp_link import GROUP_BYTES, LinkConsumer, UtpLink
 from crust.proto.noise.handshake import HandshakeFailed
 from crust.proto.tunnel.association import Association
@@ -60,31 +61,7 @@ _FLUSH_BYTES: Final = 512 * 1024
 _ANY: Final = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104
 
 
-class PunchWatcher(Protocol):
-    """Told what comes in while holes are punched for a peer."""
-
-    def heard(self, number: int, source: tuple[str, int]) -> None:
-        """An authentic request of the peer came to a socket."""
-
-    def unreachable(self, number: int, target: tuple[str, int]) -> None:
-        """ICMP says that nobody is there."""
-
-    def kind_of(self, source: tuple[str, int]) -> PathKind:
-        """How a path to where the peer comes from came up."""
-
-
-class UtpDial:
-    """A dial under way.
-
-    Attributes:
-        future: the link, and the round trip of the handshake. Cancel the dial with `UdpFront.cancel`.
-    """
-
-    __slots__ = ("dial", "future")
-
-    def __init__(self, dial: Dial, future: asyncio.Future[UtpLink]) -> None:
-        self.dial = dial
-        self.future = future
+T = TypeVar("T")
 
 
 class UdpFront:
@@ -112,7 +89,7 @@ class UdpFront:
         self._timer_at = 0.0
         self._pump_due = False
         self._closed = False
-        self._dials: dict[Dial, UtpDial] = {}
+        self._dials: dict[Dial, UtpDial[Any]] = {}
         self._closing: dict[UtpLink, None] = {}
         self._settling: asyncio.Future[None] | None = None
         self._awaited: dict[bytes, Callable[[], None]] = {}
@@ -148,7 +125,14 @@ class UdpFront:
         found = self._sockets[number] = UdpSocket(self._loop, sock, number, self, self._features)
         return found
 
-    async def _socket_for(self, host: str) -> UdpSocket:
+    def _open(self, family: int) -> UdpSocket:
+        """Open a socket on every address."""
+        found = self._adopt(bind_udp(_ANY[socket.AddressFamily(family)], 0))
+        if not found.start_now():
+            self._loop.create_task(found.start())
+        return found
+
+    def _socket_for(self, host: str) -> UdpSocket:
         """A socket to dial from: one that listens on every address, or on ours on the way there, if there is.
 
         What answers then finds it later, too, and the outside address that others see is the one that we tell.
@@ -163,8 +147,7 @@ class UdpFront:
             for found in listening:
                 if found.local[0] == own and found is not self._on_demand.get(family):
                     return found
-        found = self._on_demand.get(family) or await self.add(bind_udp(_ANY[socket.AddressFamily(family)], 0))
-        self._on_demand[family] = found
+        found = self._on_demand[family] = self._on_demand.get(family) or self._open(family)
         return found
 
     async def settled(self) -> None:
@@ -224,24 +207,30 @@ class UdpFront:
 
     # --- verbs ---------------------------------------------------------------------------------------------------
 
-    async def dial(self, peer: PeerId, host: str, port: int) -> UtpDial:
+    def dial(self, peer: PeerId, host: str, port: int, made: Callable[[UtpLink], T]) -> UtpDial[T]:
         """Begin a handshake with a numeric address.
+
+        Args:
+            peer: whom to reach.
+            host: where.
+            port: where.
+            made: makes of the link what is waited for.
 
         Raises:
             OSError: there is no way to it.
         """
         address = sockaddr(host, port)
-        sock = await self._socket_for(host)
+        sock = self._socket_for(host)
         sock.watch_refusals(True)
         now = monotonic()
         config, _ = self._config(sock, address)
         dial = self.endpoint.dial(peer, (sock.number, address), config, now)
-        found = self._dials[dial] = UtpDial(dial, self._loop.create_future())
+        found = self._dials[dial] = UtpDial(dial, self._loop.create_future(), made)
         self.pump()
         self._core.handshake_watch.sent(now, HANDSHAKE_SECONDS)
         return found
 
-    def cancel(self, dial: UtpDial) -> None:
+    def cancel(self, dial: UtpDial[Any]) -> None:
         """Give a dial up; a link that it brought is closed."""
         self._dials.pop(dial.dial, None)
         self.endpoint.cancel(dial.dial)
@@ -254,10 +243,10 @@ class UdpFront:
 
     # --- punching ------------------------------------------------------------------------------------------------
 
-    def punch(self, peer: PeerId, watcher: PunchWatcher) -> UtpDial:
+    def punch(self, peer: PeerId, watcher: PunchWatcher) -> UtpDial[UtpLink]:
         """Begin one handshake with all addresses of a peer; `probe` sends its requests. End it with `cancel_punch`."""
         dial = self.endpoint.punch(peer, monotonic())
-        found = self._dials[dial] = UtpDial(dial, self._loop.create_future())
+        found = self._dials[dial] = UtpDial(dial, self._loop.create_future(), lambda link: link)
         self._punches[peer] = watcher
         return found
 
@@ -266,18 +255,24 @@ class UdpFront:
         watcher = self._punches.get(peer)
         return "direct" if watcher is None else watcher.kind_of(source)
 
-    async def main_socket(self, host: str) -> int:
+    def main_socket(self, host: str) -> int:
         """The socket that will carry data to a host.
 
         Raises:
             OSError: none can be opened.
         """
-        sock = await self._socket_for(host)
+        sock = self._socket_for(host)
         sock.watch_refusals(True)
         return sock.number
 
     def probe(
-        self, dial: UtpDial, number: int, target: tuple[str, int], *, ttl: int | None = None, small: bool = False
+        self,
+        dial: UtpDial[UtpLink],
+        number: int,
+        target: tuple[str, int],
+        *,
+        ttl: int | None = None,
+        small: bool = False,
     ) -> None:
         """Queue a request from a socket; `pump_soon` sends it.
 
@@ -297,13 +292,10 @@ class UdpFront:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         for _ in range(count):
             try:
-                sock = self._adopt(bind_udp(_ANY[family], 0))
+                found.append(self._open(family).number)
             except OSError:
                 self._core.stats.count("punch.no_more_sockets")
                 break
-            if not sock.start_now():
-                self._loop.create_task(sock.start())
-            found.append(sock.number)
         self._extra.update(found)
         return found
 
@@ -319,7 +311,7 @@ class UdpFront:
             return self._sockets[number].local
         return None
 
-    def cancel_punch(self, watcher: PunchWatcher, dial: UtpDial, numbers: Sequence[int]) -> None:
+    def cancel_punch(self, watcher: PunchWatcher, dial: UtpDial[UtpLink], numbers: Sequence[int]) -> None:
         """End a dial; of the sockets that were opened for it those stay over which the peer is reached."""
         if self._punches.get(dial.dial.peer) is watcher:  # not one that was begun since
             del self._punches[dial.dial.peer]
@@ -365,11 +357,12 @@ class UdpFront:
 
     def accept(self, knock: Knock) -> UtpLink:
         """Answer with message 2."""
+        self.endpoint.answer(knock)
+        self._send_handshakes(monotonic())  # the peer works on it while we go on
         config, local = self._config(self._sockets[knock.route[0]], knock.route[1])
         association = self.endpoint.accept(knock, config, monotonic())
-        link = UtpLink(self, association, local)
-        self.pump_soon()
-        return link
+        self._arm()
+        return UtpLink(self, association, local)
 
     def finish(self, association: Association) -> None:
         """Forget an association, after what its end still has to say."""
@@ -459,9 +452,14 @@ class UdpFront:
                 link.check_writable()
                 if self._closing and link in self._closing and link.settled:
                     self._note_settled()
-        while self._held is None and (out := endpoint.next_outgoing()) is not None:
-            self._transmit(out, now)
+        self._send_handshakes(now)
         self._arm()
+
+    def _send_handshakes(self, now: float) -> None:
+        """Send the messages of handshakes that wait."""
+        next_outgoing = self.endpoint.next_outgoing
+        while self._held is None and (out := next_outgoing()) is not None:
+            self._transmit(out, now)
 
     def _flush_later(self, association: Association) -> None:
         """Flush once who reads has had the chance to answer, so that acknowledgements go with the answer."""
@@ -563,7 +561,7 @@ class UdpFront:
             waiting = self._dials.pop(event.dial, None)
             link = self._link(event.association)
             if waiting is not None and not waiting.future.done():
-                waiting.future.set_result(link)
+                waiting.future.set_result(waiting.made(link))
             else:
                 link.abort()
             self._stop_watching()

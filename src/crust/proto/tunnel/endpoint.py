@@ -248,13 +248,19 @@ class TunnelEndpoint:
             if not dials:
                 del self._dials[route]
 
-    def accept(self, knock: Knock, config: UtpConfig, now: float) -> Association:
-        """Answer with message 2; nothing is sent over the association before it is proved."""
-        index = self.reserve_index()
-        keys = knock.responder.accept(self.introduction(index), self.random)
-        knock.association = Association(self, keys, index, knock.route, config, now)
-        self._arm(knock.association)
+    def answer(self, knock: Knock) -> None:
+        """Make message 2 ready to go out; `accept` follows at once, while the peer works on it."""
+        knock.index = self.reserve_index()
+        knock.responder.answer(self.introduction(knock.index), self.random)
         self._entrance.answer(knock, knock.datagram, knock.route)
+
+    def accept(self, knock: Knock, config: UtpConfig, now: float) -> Association:
+        """The association of a peer that was answered, or is now; nothing is sent over it before it is proved."""
+        if knock.index is None:
+            self.answer(knock)
+        assert knock.index is not None
+        knock.association = Association(self, knock.responder.keys, knock.index, knock.route, config, now)
+        self._arm(knock.association)
         return knock.association
 
     def refuse(self, knock: Knock, hint: Hint) -> None:

@@ -438,7 +438,7 @@ class TunnelResponder:
         Discarded: the message is not authentic or impossible.
     """
 
-    __slots__ = ("_answers", "_chaining_key", "_message", "_noise", "_suite", "introduction", "keys")
+    __slots__ = ("_answers", "_chaining_key", "_message", "_noise", "_suite", "introduction")
 
     def __init__(self, identity: Identity, network: Network, request: TunnelRequest, *, renews: bytes = b"") -> None:
         self._suite = request.suite
@@ -448,7 +448,6 @@ class TunnelResponder:
         self._chaining_key = self._noise.chaining_key
         self._message = b""
         self._answers: dict[bytes, bytes] = {}
-        self.keys: TunnelKeys | None = None
 
     def _open(self, message: bytes) -> Introduction:
         try:
@@ -472,7 +471,7 @@ class TunnelResponder:
             raise Discarded(DiscardReason.WRONG_PEER_ID)
         return introduction
 
-    def accept(self, introduction: Introduction, random: Random) -> TunnelKeys:
+    def answer(self, introduction: Introduction, random: Random) -> None:
         """Make message 2, once; `response` seals it as often as it is asked for.
 
         Args:
@@ -480,7 +479,15 @@ class TunnelResponder:
             random: gives random bytes.
         """
         self._message = self._noise.write_message_2(DhKey(random(DH_BYTES)), serialize_introduction(introduction))
-        self.keys = _keys(self._noise, self._suite, self.introduction, initiator=False)
+
+    @property
+    def keys(self) -> TunnelKeys:
+        """What the handshake gives; after `answer`."""
+        return _keys(self._noise, self._suite, self.introduction, initiator=False)
+
+    def accept(self, introduction: Introduction, random: Random) -> TunnelKeys:
+        """Make message 2, and the keys."""
+        self.answer(introduction, random)
         return self.keys
 
     @property

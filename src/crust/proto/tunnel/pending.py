@@ -62,11 +62,12 @@ class Knock:
         hello: what it says of itself.
         route: from where it came last.
         heard_at: when it came last.
+        index: ours, once it has been answered.
         association: once it has been accepted.
         owner: for the front end.
     """
 
-    __slots__ = ("association", "datagram", "ephemeral", "heard_at", "owner", "responder", "route")
+    __slots__ = ("association", "datagram", "ephemeral", "heard_at", "index", "owner", "responder", "route")
 
     def __init__(self, ephemeral: bytes, responder: TunnelResponder, datagram: bytes, route: Route, now: float) -> None:
         self.ephemeral = ephemeral
@@ -74,6 +75,7 @@ class Knock:
         self.datagram = datagram  # the newest copy of message 1
         self.route = route
         self.heard_at = now
+        self.index: int | None = None
         self.association: Association | None = None
         self.owner: object = None
 
