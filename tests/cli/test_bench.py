@@ -18,8 +18,8 @@ from crust.bench.control import FIGURES, Plan, Results, measure
 from crust.bench.process import UnsupportedError, Worker, WorkerError
 from crust.bench.report import BARS, check, medians, summary
 from crust.cli import bench
+from tests.commands import CRUST
 
-CRUST = [sys.executable, "-c", "import sys; from crust.cli import main; sys.exit(main())"]
 BASELINES = ("raw_tcp", "tls", "raw_udp_gso")
 
 

@@ -17,8 +17,7 @@ import crust
 from crust.cli import demo_folder, demo_proof, main
 from crust.cli.output import CommandError
 from crust.testing.natlab import Lab, LabUnavailable
-
-CRUST = [sys.executable, "-c", "import sys; from crust.cli import main; sys.exit(main())"]
+from tests.commands import CRUST
 
 
 def environment(tmp_path: Path) -> dict[str, str]:

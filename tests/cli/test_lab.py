@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ import pytest
 from crust.cli import lab, main
 from crust.cli.output import Output
 from crust.testing.natlab import NATS, Lab, LabError, LabUnavailable, Outcome, Verdict, summarize
-
-CRUST = [sys.executable, "-c", "import sys; from crust.cli import main; sys.exit(main())"]
+from tests.commands import CRUST
 
 
 def parse(*argv: str) -> argparse.Namespace:
@@ -296,17 +294,23 @@ async def test_a_tiny_matrix(tmp_path: Path, condition: list[str]) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.netns
-async def test_an_interruption_ends_it_and_leaves_nothing(tmp_path: Path) -> None:
-    await skip_without_lab()
+async def start_dialling(tmp_path: Path) -> asyncio.subprocess.Process:
+    """A laboratory in the middle of a dial."""
     process = await asyncio.create_subprocess_exec(
         *(*CRUST, "lab", "--pairs", "full-cone:full-cone", "--transport", "tcp", "--tries", "100"),
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=environment(tmp_path),
     )
     assert process.stderr is not None
-    assert await process.stderr.readline()  # in the middle of a dial
+    assert await process.stderr.readline()
+    return process
+
+
+@pytest.mark.netns
+async def test_an_interruption_ends_it_and_leaves_nothing(tmp_path: Path) -> None:
+    await skip_without_lab()
+    process = await start_dialling(tmp_path)
     process.send_signal(signal.SIGINT)
     async with asyncio.timeout(2):
         assert await process.wait() == 130
@@ -316,14 +320,7 @@ async def test_an_interruption_ends_it_and_leaves_nothing(tmp_path: Path) -> Non
 @pytest.mark.netns
 async def test_a_kill_leaves_nothing_either(tmp_path: Path) -> None:
     await skip_without_lab()
-    process = await asyncio.create_subprocess_exec(
-        *(*CRUST, "lab", "--pairs", "full-cone:full-cone", "--transport", "tcp", "--tries", "100"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment(tmp_path),
-    )
-    assert process.stderr is not None
-    assert await process.stderr.readline()
+    process = await start_dialling(tmp_path)
     assert list(tmp_path.glob("crust-lab-*/*.key"))
     process.kill()
     await process.wait()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 
 import pytest
 
-CRUST = [sys.executable, "-c", "import sys; from crust.cli import main; sys.exit(main())"]
+from tests.commands import CRUST
+
 LOCAL = ["--listen", "127.0.0.1:0", "--no-lan", "--no-port-mapping", "--timeout", "30"]
 
 

@@ -205,6 +205,15 @@ def unused_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 

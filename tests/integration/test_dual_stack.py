@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 
 import crust
 from crust.net.interfaces import LocalAddress
 from crust.node import premises as premises_module
 
-from .node_support import eventually, node, port_of, soon
+from .node_support import eventually, has_ipv6, node, port_of, soon
 
 BOTH = ["127.0.0.1:0", "[::1]:0"]
 EVERYWHERE = ["0.0.0.0:0", "[::]:0"]
-
-
-def has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
 
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")

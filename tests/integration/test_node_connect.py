@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 
 import pytest
@@ -23,6 +22,7 @@ from tests.integration.node_support import (
     config,
     elapsed_below,
     eventually,
+    has_ipv6,
     joined,
     node,
     nothing_left,
@@ -33,15 +33,6 @@ from tests.integration.node_support import (
 )
 
 EVERY_LOOP = True
-
-
-def has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
 
 
 async def assert_works(ours: crust.Connection, theirs: crust.Connection) -> None:

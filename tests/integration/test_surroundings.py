@@ -105,52 +105,52 @@ class Noted:
         monkeypatch.setattr(Surroundings, "receive", spy)
 
 
+@contextlib.asynccontextmanager
+async def observed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[crust.Node, Noted]]:
+    """A rendezvous, and what it has told a node that came to it where to probe."""
+    async with node(**BOTH) as rose:
+        alice = node(**BOTH, bootstrap=[target(rose.id, port_of(rose))])
+        noted = Noted(alice, monkeypatch)
+        async with alice:
+            await soon(alice.bootstrapped())
+            await eventually(lambda: noted.messages)
+            yield rose, noted
+
+
 class TestObserver:
     async def test_strangers_probes_are_dropped(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nothing comes back to where a probe came from, whatever it is."""
-        async with node(**BOTH) as rose:
-            settings = {**BOTH, "bootstrap": [target(rose.id, port_of(rose))]}
-            alice = node(**settings)
-            noted = Noted(alice, monkeypatch)
-            async with alice:
-                await soon(alice.bootstrapped())
-                await eventually(lambda: noted.messages)
-                told = noted.messages[0]
-                probe = serialize_probe(told.key, "utp", told.token, b"a number")
-                forged = serialize_probe(bytes(16), "utp", told.token, b"a number")
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                    sock.setblocking(False)
-                    sock.bind(("127.0.0.1", 0))
-                    for data in (b"", b"noise", bytes(PROBE_BYTES), forged, probe, probe):
-                        sock.sendto(data, ("127.0.0.1", told.utp))
-                    await eventually(lambda: rose.stats["observer.repeated"])
-                    assert rose.stats["observer.forged"] == 1
-                    assert rose.stats["observer.stranger"] == 3
-                    for _ in range(200):
-                        sock.sendto(forged, ("127.0.0.1", told.utp))
-                    await eventually(lambda: rose.stats["observer.too_many"])
-                    with pytest.raises(BlockingIOError):
-                        sock.recv(100)
+        async with observed(monkeypatch) as (rose, noted):
+            told = noted.messages[0]
+            probe = serialize_probe(told.key, "utp", told.token, b"a number")
+            forged = serialize_probe(bytes(16), "utp", told.token, b"a number")
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.setblocking(False)
+                sock.bind(("127.0.0.1", 0))
+                for data in (b"", b"noise", bytes(PROBE_BYTES), forged, probe, probe):
+                    sock.sendto(data, ("127.0.0.1", told.utp))
+                await eventually(lambda: rose.stats["observer.repeated"])
+                assert rose.stats["observer.forged"] == 1
+                assert rose.stats["observer.stranger"] == 3
+                for _ in range(200):
+                    sock.sendto(forged, ("127.0.0.1", told.utp))
+                await eventually(lambda: rose.stats["observer.too_many"])
+                with pytest.raises(BlockingIOError):
+                    sock.recv(100)
 
     async def test_tcp_connections_are_few_and_short(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("crust.node.observer._STREAMS_MOST", 4)
-        async with node(**BOTH) as rose:
-            settings = {**BOTH, "bootstrap": [target(rose.id, port_of(rose))]}
-            alice = node(**settings)
-            noted = Noted(alice, monkeypatch)
-            async with alice:
-                await soon(alice.bootstrapped())
-                await eventually(lambda: noted.messages)
-                address = ("127.0.0.1", noted.messages[0].tcp)
-                first = await asyncio.open_connection(*address)
-                others = [await asyncio.open_connection(*address) for _ in range(4)]
-                with contextlib.suppress(ConnectionError):
-                    assert await soon(first[0].read()) == b""  # the oldest had to go
-                others[-1][1].write(bytes(PROBE_BYTES + 1))
-                with contextlib.suppress(ConnectionError):
-                    assert await soon(others[-1][0].read()) == b""
-                for _, writer in (first, *others):
-                    writer.close()
+        async with observed(monkeypatch) as (_, noted):
+            address = ("127.0.0.1", noted.messages[0].tcp)
+            first = await asyncio.open_connection(*address)
+            others = [await asyncio.open_connection(*address) for _ in range(4)]
+            with contextlib.suppress(ConnectionError):
+                assert await soon(first[0].read()) == b""  # the oldest had to go
+            others[-1][1].write(bytes(PROBE_BYTES + 1))
+            with contextlib.suppress(ConnectionError):
+                assert await soon(others[-1][0].read()) == b""
+            for _, writer in (first, *others):
+                writer.close()
 
 
 @contextlib.asynccontextmanager

@@ -161,17 +161,22 @@ async def run_program(*command: str) -> str:
     return out.decode(errors="replace")
 
 
-async def test_our_server_answers_coturns_client() -> None:
-    program = shutil.which("turnutils_stunclient")
-    if program is None:
+async def ask_our_server(program: str, *options: str) -> tuple[int, str]:
+    """The port of our server, and what a program of coturn says about it."""
+    path = shutil.which(program)
+    if path is None:
         pytest.skip("coturn is not installed")
     port = free_ports()
     service = StunService(lambda _: None)
     await service.open([f"{host}:{port}" for host in HOSTS])
     try:
-        out = await run_program(program, "-f", "-L", HOSTS[0], "-p", str(port), HOSTS[0])
+        return port, await run_program(path, *options, "-L", HOSTS[0], "-p", str(port), HOSTS[0])
     finally:
         service.close()
+
+
+async def test_our_server_answers_coturns_client() -> None:
+    port, out = await ask_our_server("turnutils_stunclient", "-f")
     assert out.count("UDP reflexive addr: 127.0.0.1:") == 2
     assert f"Other addr: : {HOSTS[1]}:{port + 1}" in out
     assert f"Response origin: : {HOSTS[1]}:{port + 1}" in out
@@ -180,16 +185,7 @@ async def test_our_server_answers_coturns_client() -> None:
 
 async def test_our_server_tells_coturns_client_the_behaviour_of_a_nat() -> None:
     """RFC 5780: there is no NAT on loopback, and anybody gets in."""
-    program = shutil.which("turnutils_natdiscovery")
-    if program is None:
-        pytest.skip("coturn is not installed")
-    port = free_ports()
-    service = StunService(lambda _: None)
-    await service.open([f"{host}:{port}" for host in HOSTS])
-    try:
-        out = await run_program(program, "-m", "-f", "-L", HOSTS[0], "-p", str(port), HOSTS[0])
-    finally:
-        service.close()
+    _, out = await ask_our_server("turnutils_natdiscovery", "-m", "-f")
     assert "No NAT! (Endpoint Independent Mapping)" in out
     assert "NAT with Endpoint Independent Filtering!" in out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,10 +13,8 @@ from crust.testing.natlab import Host, Lab, LabUnavailable
 from .sockets import Datagrams, OpenDatagrams
 
 
-@pytest.fixture
-async def lab() -> AsyncIterator[Lab]:
-    """A lab with the usual delays: 40 ms between two sites, 20 ms to a public host at the core."""
-    made = Lab(seed=1)
+@contextlib.asynccontextmanager
+async def open_lab(made: Lab) -> AsyncIterator[Lab]:
     try:
         await made.__aenter__()
     except LabUnavailable as error:
@@ -24,20 +23,20 @@ async def lab() -> AsyncIterator[Lab]:
         yield made
     finally:
         await made.aclose()
+
+
+@pytest.fixture
+async def lab() -> AsyncIterator[Lab]:
+    """A lab with the usual delays: 40 ms between two sites, 20 ms to a public host at the core."""
+    async with open_lab(Lab(seed=1)) as made:
+        yield made
 
 
 @pytest.fixture
 async def near() -> AsyncIterator[Lab]:
     """A lab without delay."""
-    made = Lab(delay=0.0, seed=1)
-    try:
-        await made.__aenter__()
-    except LabUnavailable as error:
-        pytest.skip(str(error))
-    try:
+    async with open_lab(Lab(delay=0.0, seed=1)) as made:
         yield made
-    finally:
-        await made.aclose()
 
 
 @pytest.fixture

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from crust.testing.natlab import Host, Lab, LabUnavailable, Process
+from crust.testing.natlab import Lab, LabUnavailable
+
+from .commands import record, start
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
-
-CRUST = (sys.executable, "-c", "from crust.cli import main; raise SystemExit(main())")
-
-
-async def start(host: Host, place: Path, command: str, *options: str) -> Process:
-    place.joinpath("config.toml").touch()
-    own = ["--identity", str(place / host.name), "--config", str(place / "config.toml")]
-    return await host.run([*CRUST, command, "--json", *own, *options], stderr=None)
-
-
-async def record(process: Process) -> dict[str, Any]:
-    assert process.stdout is not None
-    async with asyncio.timeout(60):
-        found: dict[str, Any] = json.loads(await process.stdout.readline())
-    return found
 
 
 @pytest.mark.parametrize("transport", ["tcp", "utp"])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from crust.testing.natlab import NATS, CrustProgram, Lab, LabUnavailable
+from tests.commands import CRUST
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
@@ -74,7 +75,7 @@ async def test_one_rendezvous_is_enough(lab: Lab, tmp_path: Path) -> None:
     except LabUnavailable as error:
         pytest.skip(str(error))
     command = program.rendezvous(middle)
-    node = await middle.run([sys.executable, "-c", CRUST, *command[command.index("node") :]])
+    node = await middle.run([*CRUST, *command[command.index("node") :]])
     assert node.stdout is not None
     async with asyncio.timeout(20):
         contact = json.loads(await node.stdout.readline())["contact"]
@@ -85,6 +86,3 @@ async def test_one_rendezvous_is_enough(lab: Lab, tmp_path: Path) -> None:
         assert output, (kind, errors.decode())
         told = json.loads(output)
         assert told == {"tcp": expected, "utp": expected}, kind
-
-
-CRUST = "from crust.cli import main; raise SystemExit(main())"

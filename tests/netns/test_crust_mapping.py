@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,10 @@ import pytest
 from crust import Contact
 from crust.testing.natlab import Host, Lab, LabUnavailable, Nat, Process, Router, Site
 
+from .commands import record, start
+
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
-CRUST = (sys.executable, "-c", "from crust.cli import main; raise SystemExit(main())")
 HOME = "igd-symmetric"
 
 
@@ -25,7 +23,6 @@ class World:
     def __init__(self, lab: Lab, place: Path) -> None:
         self.lab = lab
         self._place = place
-        self._place.joinpath("config.toml").touch()
         self.rendezvous = ""
 
     async def open(self) -> World:
@@ -34,9 +31,8 @@ class World:
         return self
 
     async def start(self, host: Host, command: str, *options: str) -> Process:
-        own = ["--identity", str(self._place / host.name), "--config", str(self._place / "config.toml")]
         known = ["--bootstrap", self.rendezvous] if self.rendezvous else []
-        return await host.run([*CRUST, command, "--json", *own, *known, *options], stderr=None)
+        return await start(host, self._place, command, *known, *options)
 
     async def node(self, host: Host, *options: str) -> dict[str, Any]:
         return await record(await self.start(host, "node", *options))
@@ -55,14 +51,6 @@ class World:
             return await self.lab.site(name, router)
         except LabUnavailable as error:
             pytest.skip(str(error))
-
-
-async def record(process: Process) -> dict[str, Any]:
-    """The first object that a command prints."""
-    assert process.stdout is not None
-    async with asyncio.timeout(60):
-        found: dict[str, Any] = json.loads(await process.stdout.readline())
-    return found
 
 
 def mapped(contact: str) -> dict[str, tuple[str, int]]:

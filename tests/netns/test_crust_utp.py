@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from crust.testing.natlab import Host, Lab, LabUnavailable, Process
+from tests.commands import CRUST
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
-CRUST = (sys.executable, "-c", "from crust.cli import main; raise SystemExit(main())")
 ONE_WAY = 0.1
 RTT = 2 * ONE_WAY
 PORT = 4433

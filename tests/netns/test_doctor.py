@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import Any
 import pytest
 
 from crust.testing.natlab import NATS, Behaviour, Findings, Host, Lab, LabUnavailable, Ports
+from tests.commands import CRUST
 
 from .stun_hosts import StunService
 
 pytestmark = pytest.mark.netns
-
-CRUST = [sys.executable, "-c", "from crust.cli import main; raise SystemExit(main())"]
 
 PORTS = {Ports.PRESERVING: "preserving", Ports.SEQUENTIAL: "sequential", Ports.RANDOM: "random"}
 

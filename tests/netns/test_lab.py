@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import select
@@ -417,29 +418,16 @@ def _unprivileged(code: str, prefix: list[str]) -> str:
             pytest.skip(f"{tool} is missing")
     become = _AS_NOBODY if os.geteuid() == 0 else []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/"}
+    run = functools.partial(
+        subprocess.run, capture_output=True, text=True, timeout=30, check=False, env=environment, cwd="/"
+    )
     said = ""
     # The interpreter of the tests may be one that nobody else may read.
     for interpreter in (sys.executable, "/usr/bin/python3"):
-        test = subprocess.run(
-            [*become, interpreter, "-c", "import crust.testing.natlab"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-            env=environment,
-            cwd="/",
-        )
+        test = run([*become, interpreter, "-c", "import crust.testing.natlab"])
         said = test.stderr.strip()[-200:]
         if test.returncode == 0:
-            done = subprocess.run(
-                [*become, *prefix, interpreter, "-c", code],
-                capture_output=True,
-                text=True,
-                timeout=30,
-                check=False,
-                env=environment,
-                cwd="/",
-            )
+            done = run([*become, *prefix, interpreter, "-c", code])
             return done.stdout.strip() or done.stderr.strip()
     pytest.skip(f"no interpreter for an unprivileged user: {said}")
 

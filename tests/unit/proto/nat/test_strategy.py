@@ -8,6 +8,7 @@ import pytest
 
 from crust.proto.nat.behaviour import Allocation, Filtering, Mapping, NatVerdict
 from crust.proto.nat.strategy import Approach, PortKnowledge, knowledge_of, plan
+from tests.unit.proto.nat.support import COUNTERPARTS
 
 EI, AD, APD = Mapping.ENDPOINT_INDEPENDENT, Mapping.ADDRESS_DEPENDENT, Mapping.ADDRESS_AND_PORT_DEPENDENT
 OPEN, HOST, STRICT = (
@@ -26,16 +27,6 @@ HARD = NatVerdict("udp", APD, STRICT, RANDOM)
 HARD_BY_HOST = NatVerdict("udp", AD, HOST, RANDOM)
 UNKNOWN = NatVerdict("udp")
 ALL = [PUBLIC, FULL_CONE, RESTRICTED, PORT_RESTRICTED, PREDICTABLE, HARD, HARD_BY_HOST, UNKNOWN]
-
-PAIRS = {
-    Approach.PUNCH: Approach.PUNCH,
-    Approach.PREDICT_THEIRS: Approach.PREDICTED,
-    Approach.PREDICTED: Approach.PREDICT_THEIRS,
-    Approach.MEET: Approach.MEET,
-    Approach.OPEN_MANY: Approach.PROBE_MANY,
-    Approach.PROBE_MANY: Approach.OPEN_MANY,
-    Approach.HOPELESS: Approach.HOPELESS,
-}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +50,7 @@ PAIRS = {
 )
 def test_approaches(ours: NatVerdict, theirs: NatVerdict, approach: Approach) -> None:
     assert plan(ours, theirs, controlling=True).approach is approach
-    assert plan(theirs, ours, controlling=False).approach is PAIRS[approach]
+    assert plan(theirs, ours, controlling=False).approach is COUNTERPARTS[approach]
 
 
 @pytest.mark.parametrize(("ours", "theirs"), list(product(ALL, ALL)))
@@ -67,7 +58,7 @@ def test_approaches(ours: NatVerdict, theirs: NatVerdict, approach: Approach) ->
 def test_both_sides_fit(ours: NatVerdict, theirs: NatVerdict, controlling: bool) -> None:
     one = plan(ours, theirs, controlling=controlling)
     other = plan(theirs, ours, controlling=not controlling)
-    assert PAIRS[one.approach] is other.approach
+    assert COUNTERPARTS[one.approach] is other.approach
     assert one.reason
     if one.approach is Approach.HOPELESS:
         assert any("IPv6" in line for line in one.advice)

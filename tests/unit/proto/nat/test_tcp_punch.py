@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -10,7 +11,7 @@ from random import Random
 import pytest
 
 from crust.proto.nat.budget import DestinationBudget
-from crust.proto.nat.candidates import RemoteCandidate, Trust, candidate_priority
+from crust.proto.nat.candidates import RemoteCandidate, Trust
 from crust.proto.nat.checklist import CheckState
 from crust.proto.nat.limits import TraversalLimits
 from crust.proto.nat.punch import (
@@ -19,28 +20,18 @@ from crust.proto.nat.punch import (
     GaveUp,
     Hopeless,
     PunchEnd,
-    PunchEvent,
     PunchOptions,
     SocketsWanted,
 )
 from crust.proto.nat.strategy import Approach, Plan
 from crust.proto.nat.tcp_punch import MEETING_SOCKETS, TcpPuncher
-from crust.types import Candidate, CandidateKind
+from crust.types import Candidate
+from tests.unit.proto.nat import support
+from tests.unit.proto.nat.support import PEER, events
 
-PEER = "203.0.113.5"
+remote = functools.partial(support.remote, "tcp")
 Outcome = Callable[[TcpPuncher, Connect, float], float]
 """What becomes of an attempt that starts at a time: reports it, returns when."""
-
-
-def remote(
-    host: str = PEER,
-    port: int = 5000,
-    kind: CandidateKind = "server-reflexive",
-    trust: Trust = Trust.ATTESTED,
-    *,
-    near: bool = False,
-) -> RemoteCandidate:
-    return RemoteCandidate(Candidate("tcp", host, port, kind), trust, near, candidate_priority(kind, "tcp"))
 
 
 def puncher(
@@ -77,13 +68,6 @@ def run(engine: TcpPuncher, until: float, outcome: str, rtt: float = 0.04) -> li
             else:
                 engine.unreachable(connect.socket, connect.target, now, "no route")
     return started
-
-
-def events(engine: TcpPuncher) -> list[PunchEvent]:
-    found = []
-    while (event := engine.next_event()) is not None:
-        found.append(event)
-    return found
 
 
 def test_silence_is_answered_long_before_the_kernel_would() -> None:

@@ -13,6 +13,7 @@ from crust.proto.nat.strategy import Approach
 from crust.proto.nat.terms import Standing, Terms, parse_standings, serialize_standing, take_standing
 from crust.types import Candidate, Transport
 from crust.wire.offer import NatRecord, PortForecast
+from tests.unit.proto.nat.support import COUNTERPARTS
 
 EI, APD = Mapping.ENDPOINT_INDEPENDENT, Mapping.ADDRESS_AND_PORT_DEPENDENT
 OUTSIDE = "203.0.113.1"
@@ -103,20 +104,11 @@ class TestStanding:
 
 class TestPlan:
     def test_both_sides_take_parts_that_fit(self) -> None:
-        parts = {
-            Approach.PUNCH: Approach.PUNCH,
-            Approach.PREDICT_THEIRS: Approach.PREDICTED,
-            Approach.PREDICTED: Approach.PREDICT_THEIRS,
-            Approach.MEET: Approach.MEET,
-            Approach.OPEN_MANY: Approach.PROBE_MANY,
-            Approach.PROBE_MANY: Approach.OPEN_MANY,
-            Approach.HOPELESS: Approach.HOPELESS,
-        }
         kinds = [EASY, OPEN, HARD, SEQUENTIAL, UNKNOWN]
         for (one, other), larger in itertools.product(itertools.product(kinds, kinds), (True, False)):
             ours = terms(one, other, controlling=larger).plan("utp").approach
             theirs = terms(other, one, controlling=not larger).plan("utp").approach
-            assert theirs is parts[ours]
+            assert theirs is COUNTERPARTS[ours]
 
     def test_of_a_transport_of_which_nothing_was_told(self) -> None:
         assert Terms().plan("tcp").approach is Approach.PUNCH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from itertools import pairwise
 from random import Random
@@ -9,7 +10,7 @@ from random import Random
 import pytest
 
 from crust.proto.nat.budget import DestinationBudget
-from crust.proto.nat.candidates import RemoteCandidate, Trust, candidate_priority
+from crust.proto.nat.candidates import RemoteCandidate, Trust
 from crust.proto.nat.checklist import CheckState
 from crust.proto.nat.limits import TraversalLimits
 from crust.proto.nat.punch import (
@@ -18,28 +19,18 @@ from crust.proto.nat.punch import (
     GaveUp,
     Hopeless,
     PunchEnd,
-    PunchEvent,
     PunchOptions,
     SendProbe,
     SocketsWanted,
 )
 from crust.proto.nat.strategy import Approach, Plan
 from crust.proto.nat.udp_punch import UdpPuncher
-from crust.types import Candidate, CandidateKind
+from crust.types import Candidate
 from crust.wire.stun import Address
+from tests.unit.proto.nat import support
+from tests.unit.proto.nat.support import PEER, events
 
-PEER = "203.0.113.5"
-
-
-def remote(
-    host: str = PEER,
-    port: int = 5000,
-    kind: CandidateKind = "server-reflexive",
-    trust: Trust = Trust.ATTESTED,
-    *,
-    near: bool = False,
-) -> RemoteCandidate:
-    return RemoteCandidate(Candidate("utp", host, port, kind), trust, near, candidate_priority(kind, "utp"))
+remote = functools.partial(support.remote, "utp")
 
 
 def puncher(
@@ -60,13 +51,6 @@ def run(engine: UdpPuncher, until: float, start: float = 0.0) -> list[tuple[floa
         now = max(due, start)
         sent += [(now, probe) for probe in engine.probes_to_send(now)]
     return sent
-
-
-def events(engine: UdpPuncher) -> list[PunchEvent]:
-    found = []
-    while (event := engine.next_event()) is not None:
-        found.append(event)
-    return found
 
 
 def targets(sent: list[tuple[float, SendProbe]]) -> Counter[Address]:

@@ -24,7 +24,7 @@ NETWORK = Network.of("crust")
 
 
 def negative(peer: PeerId) -> PeerId:
-    """-P: the other point with the same y."""
+    """-P: the other point with the same y, and the same X25519 key."""
     raw = bytearray(peer.bytes())
     raw[31] ^= 0x80
     return PeerId(bytes(raw))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from crust.crypto.aead import Suite
-from crust.crypto.keys import Identity, PeerId
+from crust.crypto.keys import PeerId
 from crust.proto.noise.envelope import outer_secret
 from crust.proto.noise.outcome import DiscardReason, FailureReason, HandshakeFailed, Network
 from crust.proto.tunnel.constants import ANSWERS_KEPT, MAX_REQUEST
@@ -28,19 +28,9 @@ from crust.proto.tunnel.handshake import (
 from crust.proto.tunnel.header import HeaderMask
 from crust.wire.handshake import Hello, Hint, Signing
 from crust.wire.tunnel import Introduction
+from tests.unit.proto.noise.support import ALICE, BOB, MALLORY, NETWORK, negative
 
-ALICE = Identity.from_seed(bytes([1]) * 32)
-BOB = Identity.from_seed(bytes([2]) * 32)
-MALLORY = Identity.from_seed(bytes([3]) * 32)
-NETWORK = Network.of("crust")
 ALICE_MASK, BOB_MASK = HeaderMask(b"a" * 16), HeaderMask(b"b" * 16)
-
-
-def negative(peer: PeerId) -> PeerId:
-    """-P: the other point with the same y, and the same X25519 key."""
-    raw = bytearray(peer.bytes())
-    raw[31] ^= 0x80
-    return PeerId(bytes(raw))
 
 
 @dataclass
