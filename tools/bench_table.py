@@ -15,32 +15,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from crust.bench import COLUMNS, LABELS
+
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "explanation" / "performance.md"
 START, END = "<!-- figures: tools/bench_table.py -->", "<!-- end of figures -->"
-ROWS = {
-    "raw_tcp": "raw TCP",
-    "tls": "mutual TLS 1.3",
-    "raw_udp_gso": "raw UDP, GSO and GRO",
-    "tcp": "Crust, TCP",
-    "tcp_unsigned": "Crust, TCP, unsigned",
-    "utp": "Crust, µTP",
-    "utp_1500": "Crust, µTP, packets of 1500",
-}
-COLUMNS = {
-    "bulk_mb_s": ("bulk MB/s", "{:,.0f}"),
-    "messages_per_s": ("100 B messages/s", "{:,.0f}"),
-    "rtt_us": ("64 B round trip µs", "{:.0f}"),
-    "connect_ms": ("connect ms", "{:.2f}"),
-    "idle_kib": ("idle KiB", "{:.1f}"),
-    "cpu_s_per_gib": ("CPU s/GiB", "{:.2f}"),
-}
 
 
 def table(run: dict[str, Any]) -> str:
     """The figures, what a datagram costs, and which aims were missed."""
     lines = ["| | " + " | ".join(title for title, _ in COLUMNS.values()) + " | CPU µs/datagram: send, receive |"]
     lines.append("|---" * (len(COLUMNS) + 2) + "|")
-    for row, label in ROWS.items():
+    for row, label in LABELS.items():
         values = [(run[row][name], form) for name, (_, form) in COLUMNS.items()]
         cells = ["" if value is None else form.format(value) for value, form in values]
         cost = run["cpu_us_per_packet"].get(row)
@@ -52,7 +37,9 @@ def table(run: dict[str, Any]) -> str:
         f"Python {system['python']}, {system['loop']}.\n"
     )
     missed = [check for check in run["checks"] if check["pass"] is False]
-    lines += [f"- missed: {ROWS[each['row']]}, {each['figure']} {each['value']}, aim {each['bar']}" for each in missed]
+    lines += [
+        f"- missed: {LABELS[each['row']]}, {each['figure']} {each['value']}, aim {each['bar']}" for each in missed
+    ]
     return "\n".join(lines)
 
 

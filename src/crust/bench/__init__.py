@@ -13,9 +13,30 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["BULK_MESSAGE_BYTES", "MEASURES", "PING_BYTES", "ROWS", "SMALL_MESSAGE_BYTES"]
+__all__ = ["BULK_MESSAGE_BYTES", "COLUMNS", "LABELS", "MEASURES", "PING_BYTES", "ROWS", "SMALL_MESSAGE_BYTES"]
 
-ROWS: Final = ("raw_tcp", "tls", "raw_udp_gso", "tcp", "tcp_unsigned", "utp", "utp_1500")
+LABELS: Final = {
+    "raw_tcp": "raw TCP",
+    "tls": "mutual TLS 1.3",
+    "raw_udp_gso": "raw UDP, GSO/GRO",
+    "tcp": "Crust, TCP",
+    "tcp_unsigned": "Crust, TCP, unsigned",
+    "utp": "Crust, µTP",
+    "utp_1500": "Crust, µTP, 1500 B",
+}
+"""The rows, in the order of every table, and what people read."""
+
+ROWS: Final = tuple(LABELS)
+COLUMNS: Final = {
+    "bulk_mb_s": ("bulk MB/s", "{:,.0f}"),
+    "messages_per_s": ("100 B msg/s", "{:,.0f}"),
+    "rtt_us": ("64 B rtt µs", "{:.0f}"),
+    "connect_ms": ("connect ms", "{:.2f}"),
+    "idle_kib": ("idle KiB", "{:.1f}"),
+    "cpu_s_per_gib": ("CPU s/GiB", "{:.2f}"),
+}
+"""The figures: what people read, and how they are written."""
+
 MEASURES: Final = ("bulk", "messages", "rtt", "connect", "idle")
 
 BULK_MESSAGE_BYTES: Final = 65536

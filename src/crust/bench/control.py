@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from crust.bench import BULK_MESSAGE_BYTES, MEASURES, ROWS
+from crust.bench import BULK_MESSAGE_BYTES, COLUMNS, MEASURES, ROWS
 from crust.bench.process import UnsupportedError, Worker, WorkerError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FIGURES", "Plan", "Results", "measure"]
 
-FIGURES = ("bulk_mb_s", "messages_per_s", "rtt_us", "connect_ms", "idle_kib", "cpu_s_per_gib")
+FIGURES = tuple(COLUMNS)
 
 _IDLE_SHARE = 0.45  # of the time, at most
 _LEAST_SECONDS = 1.0  # with less time left, nothing is begun

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from crust.bench import MEASURES, ROWS
+from crust.bench import COLUMNS, LABELS, MEASURES, ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,24 +23,6 @@ if TYPE_CHECKING:
     from crust.cli.output import Output
 
 __all__ = ["add_arguments", "run"]
-
-_LABELS = {
-    "raw_tcp": "raw TCP",
-    "tls": "mutual TLS 1.3",
-    "raw_udp_gso": "raw UDP, GSO/GRO",
-    "tcp": "Crust, TCP",
-    "tcp_unsigned": "Crust, TCP, unsigned",
-    "utp": "Crust, µTP",
-    "utp_1500": "Crust, µTP, 1500 B",
-}
-_COLUMNS = {
-    "bulk_mb_s": ("bulk MB/s", "{:,.0f}"),
-    "messages_per_s": ("100 B msg/s", "{:,.0f}"),
-    "rtt_us": ("64 B rtt µs", "{:.0f}"),
-    "connect_ms": ("connect ms", "{:.2f}"),
-    "idle_kib": ("idle KiB", "{:.1f}"),
-    "cpu_s_per_gib": ("CPU s/GiB", "{:.2f}"),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +50,7 @@ async def run(args: argparse.Namespace, out: Output) -> int:
     out.data(_table(plan, figures))
     for name, reason in results.missing.items():
         row, _, part = name.partition(" ")
-        out.data(f"Not measured: {_LABELS[row]} {part}".rstrip() + f" ({reason})")
+        out.data(f"Not measured: {LABELS[row]} {part}".rstrip() + f" ({reason})")
     checks = [held for held in check(figures) if held.passed is not None]
     if checks:
         out.data("\n" + _verdicts(checks))
@@ -128,7 +110,7 @@ class _Progress:
         """Note that one measure of one row begins."""
         stage = "memory" if number is None else f"round {number + 1} of {self._plan.rounds}"
         if self._status is not None:
-            self._status.update(f"{stage}: {_LABELS[row]}, {measure}")
+            self._status.update(f"{stage}: {LABELS[row]}, {measure}")
         elif stage != self._stage:
             self._out.say(stage)
         self._stage = stage
@@ -137,13 +119,13 @@ class _Progress:
 def _table(plan: Plan, figures: Figures) -> str:
     from rich.table import Table
 
-    shown = [name for name in _COLUMNS if any(figures[row][name] is not None for row in ROWS)]
-    table = Table("", *(_COLUMNS[name][0] for name in shown), box=None, pad_edge=False)
+    shown = [name for name in COLUMNS if any(figures[row][name] is not None for row in ROWS)]
+    table = Table("", *(COLUMNS[name][0] for name in shown), box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in plan.rows:
-        values = [(figures[row][name], _COLUMNS[name][1]) for name in shown]
-        table.add_row(_LABELS[row], *("-" if value is None else form.format(value) for value, form in values))
+        values = [(figures[row][name], COLUMNS[name][1]) for name in shown]
+        table.add_row(LABELS[row], *("-" if value is None else form.format(value) for value, form in values))
     return _render(table)
 
 
@@ -154,9 +136,9 @@ def _verdicts(checks: list[Check]) -> str:
     for held in checks:
         assert held.value is not None
         assert held.limit is not None
-        title, form = _COLUMNS[held.bar.figure]
+        title, form = COLUMNS[held.bar.figure]
         table.add_row(
-            f"{_LABELS[held.bar.row]}: {title} {_in_words(held)}",
+            f"{LABELS[held.bar.row]}: {title} {_in_words(held)}",
             form.format(held.value),
             form.format(held.limit),
             "[green]reached[/]" if held.passed else "[red]missed[/]",
@@ -165,7 +147,7 @@ def _verdicts(checks: list[Check]) -> str:
 
 
 def _in_words(held: Check) -> str:
-    terms = [f"{factor:g} x {_LABELS[row]}" if row else f"{factor:g}" for factor, row in held.bar.factors]
+    terms = [f"{factor:g} x {LABELS[row]}" if row else f"{factor:g}" for factor, row in held.bar.factors]
     return (">= " if held.bar.at_least else "<= ") + " or ".join(terms)
 
 
