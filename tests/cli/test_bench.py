@@ -18,7 +18,9 @@ from crust.bench.control import FIGURES, Plan, Results, measure
 from crust.bench.process import UnsupportedError, Worker, WorkerError
 from crust.bench.report import BARS, check, medians, summary
 from crust.cli import bench
+from tests.cli.processes import alive, children, ended
 from tests.commands import CRUST
+from tests.waiting import eventually
 
 BASELINES = ("raw_tcp", "tls", "raw_udp_gso")
 
@@ -30,27 +32,6 @@ def tiny(**changes: object) -> Plan:
 
 def no_progress(_round: int | None, _row: str, _measure: str) -> None:
     pass
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-            except OSError:
-                continue
-            state, parent = stat.rpartition(")")[2].split()[:2]
-            if int(parent) == pid and state != "Z":
-                found.append(int(entry.name))
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 async def test_baselines_give_every_figure_that_means_something() -> None:
@@ -196,8 +177,7 @@ async def test_worker_ends_with_its_parent() -> None:
     parent.kill()
     await parent.wait()
     async with asyncio.timeout(5):
-        while alive(worker):
-            await asyncio.sleep(0.01)
+        await ended([worker])
 
 
 def test_medians_ratios_and_bars() -> None:
@@ -292,9 +272,7 @@ async def test_interrupt_ends_it_and_its_workers_within_two_seconds() -> None:
     assert process.stderr is not None
     assert process.stdout is not None
     await process.stderr.readline()  # "memory": workers start
-    async with asyncio.timeout(5):
-        while len(children(process.pid)) < 2:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: len(children(process.pid)) >= 2)  # they have said nothing yet
     workers = children(process.pid)
     assert len(workers) == 2
     os.kill(process.pid, signal.SIGINT)
@@ -302,5 +280,4 @@ async def test_interrupt_ends_it_and_its_workers_within_two_seconds() -> None:
         assert await process.wait() == 130
     assert await process.stdout.read() == b""
     async with asyncio.timeout(2):
-        while any(alive(worker) for worker in workers):
-            await asyncio.sleep(0.01)
+        await ended(workers)

@@ -17,25 +17,13 @@ import crust
 from crust.cli import demo_folder, demo_proof, main
 from crust.cli.output import CommandError
 from crust.testing.natlab import Lab, LabUnavailable
+from tests.cli.processes import children, ended
 from tests.commands import CRUST
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
     """Temporary files and settings go where the test can see them."""
     return {**os.environ, "TMPDIR": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def children(pid: int) -> list[int]:
-    return [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
 
 
 TITLES = [
@@ -172,8 +160,7 @@ async def test_interrupt_leaves_nothing_behind(tmp_path: Path, moment: str, stag
         assert await process.wait() == 130
     assert await process.stderr.read() == b""
     async with asyncio.timeout(2):
-        while any(map(alive, started)):
-            await asyncio.sleep(0.01)
+        await ended(started)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,6 +18,7 @@ from crust.cli import lab, main
 from crust.cli.output import Output
 from crust.testing.natlab import NATS, Lab, LabError, LabUnavailable, Outcome, Verdict, summarize
 from tests.commands import CRUST
+from tests.waiting import eventually
 
 
 def parse(*argv: str) -> argparse.Namespace:
@@ -324,6 +325,4 @@ async def test_a_kill_leaves_nothing_either(tmp_path: Path) -> None:
     assert list(tmp_path.glob("crust-lab-*/*.key"))
     process.kill()
     await process.wait()
-    async with asyncio.timeout(5):
-        while list(tmp_path.iterdir()):
-            await asyncio.sleep(0.01)
+    await eventually(lambda: not list(tmp_path.iterdir()), 5)  # by whoever outlives it

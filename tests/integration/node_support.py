@@ -9,14 +9,10 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import crust
-
-T = TypeVar("T")
-
-LIMIT = float(os.environ.get("LIMIT", "20"))
-"""Seconds after which something that should happen at once has not happened."""
+from tests.waiting import eventually, soon
 
 
 def config(**changes: Any) -> crust.Config:
@@ -33,19 +29,6 @@ def config(**changes: Any) -> crust.Config:
 
 def node(identity: crust.Identity | None = None, **changes: Any) -> crust.Node:
     return crust.Node(identity, config(**changes))
-
-
-async def soon(work: Awaitable[T], seconds: float = LIMIT) -> T:
-    """What should come at once."""
-    async with asyncio.timeout(seconds):
-        return await work
-
-
-async def eventually(condition: Callable[[], object], seconds: float = LIMIT) -> None:
-    """Let the event loop run until something is so."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def target(peer: crust.PeerId, port: int, host: str = "127.0.0.1") -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from crust.net.portmap import PortMapper, PortMapSettings
@@ -33,12 +32,6 @@ async def mapper(router_port: int, **options: Any) -> AsyncIterator[PortMapper]:
         yield made
     finally:
         await made.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def outcomes(made: PortMapper) -> list[tuple[str, str, str]]:

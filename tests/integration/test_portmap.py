@@ -11,9 +11,10 @@ from crust.net import portmap as portmap_module
 from crust.net.clock import monotonic
 from crust.net.interfaces import Gateway, LocalAddress
 from crust.net.portmap import PortMapping
-from tests.integration.portmap_support import mapper, outcomes, unstarted, until
+from tests.integration.portmap_support import mapper, outcomes, unstarted
 from tests.portmap_router import OUTSIDE
 from tests.portmap_udp import LOOPBACK, udp_router
+from tests.waiting import eventually
 
 
 async def test_pcp_maps_and_gives_back() -> None:
@@ -99,7 +100,7 @@ async def test_a_restarted_router_is_found_by_polling() -> None:
         await made.settled()
         router.router.restart(monotonic())
         router.router.outside = "203.0.113.10"
-        await until(lambda: {m.external[0] for m in made.mappings} == {"203.0.113.10"} and len(made.mappings) == 2)
+        await eventually(lambda: {m.external[0] for m in made.mappings} == {"203.0.113.10"} and len(made.mappings) == 2)
         assert len(router.router.mappings) == 2
 
 
@@ -111,7 +112,7 @@ async def test_a_restarted_router_is_found_by_its_announcement() -> None:
         made.announced(announcement, ("127.0.0.2", router.port))  # a stranger
         assert router.router.mappings == {}
         made.announced(announcement, ("127.0.0.1", router.port))
-        await until(lambda: len(router.router.mappings) == 2)
+        await eventually(lambda: len(router.router.mappings) == 2)
 
 
 async def test_announcements_are_heard() -> None:
@@ -121,7 +122,7 @@ async def test_announcements_are_heard() -> None:
         router.router.restart(monotonic())
         port = listener.get_extra_info("sockname")[1]
         router.transport.sendto(bytes.fromhex("02800000" + "00" * 20), ("127.0.0.1", port))
-        await until(lambda: len(router.router.mappings) == 2)
+        await eventually(lambda: len(router.router.mappings) == 2)
 
 
 async def test_a_router_that_goes_away_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +134,9 @@ async def test_a_router_that_goes_away_and_comes_back(monkeypatch: pytest.Monkey
     async with udp_router(lifetime=1) as router, mapper(router.port, **options) as made:
         await made.settled()
         router.silent = True
-        await until(lambda: told[-1] == [])
+        await eventually(lambda: told[-1] == [])
         router.silent = False
-        await until(lambda: len(made.mappings) == 2)
+        await eventually(lambda: len(made.mappings) == 2)
 
 
 async def test_no_gateway() -> None:
@@ -209,4 +210,4 @@ async def test_close_is_bounded_and_survives_a_cancel(monkeypatch: pytest.Monkey
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
-        await until(lambda: not made._announcements and made.mappings == [])
+        await eventually(lambda: not made._announcements and made.mappings == [])

@@ -12,10 +12,11 @@ import pytest
 from crust.net import igd as igd_module
 from crust.net.clock import monotonic
 from crust.net.interfaces import Gateway, LocalAddress
-from tests.integration.portmap_support import mapper, outcomes, until
+from tests.integration.portmap_support import mapper, outcomes
 from tests.portmap_router import OUTSIDE
 from tests.portmap_udp import udp_router
 from tests.portmap_upnp import UpnpRouter
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def igd_options(router: UpnpRouter, **options: Any) -> dict[str, Any]:
 async def test_igd_maps_and_gives_back(upnp: UpnpRouter) -> None:
     async with mapper(1, **igd_options(upnp)) as made:
         mappings = await made.settled()
-        await until(lambda: len(made.mappings) == 2)
+        await eventually(lambda: len(made.mappings) == 2)
         assert [(m.method, m.external) for m in mappings][:1] == [("igd", (OUTSIDE, 4000))]
         assert upnp.mappings == {
             ("TCP", 4000): ("127.0.0.1", 4000, 7200),
@@ -61,7 +62,7 @@ async def test_igd_quirks(upnp: UpnpRouter) -> None:
     upnp.errors = {"AddPortMapping": [718, 725]}
     async with mapper(1, **igd_options(upnp)) as made:
         await made.settled()
-        await until(lambda: len(made.mappings) == 2)
+        await eventually(lambda: len(made.mappings) == 2)
         ports = {m.protocol: m.external[1] for m in made.mappings}
         assert ports["tcp"] != 4000
         assert ports["udp"] == 4000
@@ -123,12 +124,12 @@ async def test_pinholes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     async with ipv6_router() as router:
         async with mapper(1, **IPV6, **igd_options(router)) as made:
             await made.settled()
-            await until(lambda: len(made.mappings) == 2)
+            await eventually(lambda: len(made.mappings) == 2)
             assert {m.external for m in made.mappings} == {("::1", 4000)}
             assert sorted(router.pinholes.values()) == ["17 ::1 4000", "6 ::1 4000"]
             router.errors = {"UpdatePinhole": [704]}  # it restarted
             before = len(router.pinholes)
-            await until(lambda: len(router.pinholes) > before)
+            await eventually(lambda: len(router.pinholes) > before)
         assert len(router.pinholes) == 1  # the one that the router itself forgot
 
 
@@ -188,15 +189,15 @@ async def test_igd_restarts_or_goes_away(upnp: UpnpRouter, monkeypatch: pytest.M
     monkeypatch.setattr("crust.net.mapping_methods._IGD_REFRESH", 0.02)
     async with mapper(1, **igd_options(upnp, retry_interval=0.05)) as made:
         await made.settled()
-        await until(lambda: len(upnp.mappings) == 2)
+        await eventually(lambda: len(upnp.mappings) == 2)
         upnp.mappings.clear()
-        await until(lambda: len(upnp.mappings) == 2)
+        await eventually(lambda: len(upnp.mappings) == 2)
         upnp.body = b"nonsense"
-        await until(lambda: made.mappings == [])
+        await eventually(lambda: made.mappings == [])
         upnp.body = None
-        await until(lambda: len(made.mappings) == 2)
+        await eventually(lambda: len(made.mappings) == 2)
         upnp.http.close()
-        await until(lambda: made.mappings == [])
+        await eventually(lambda: made.mappings == [])
 
 
 async def test_igd_that_nobody_serves(upnp: UpnpRouter) -> None:
