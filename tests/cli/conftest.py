@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -21,12 +23,57 @@ LOCAL = ("--listen", "127.0.0.1:0", "--no-lan", "--no-port-mapping")
 END_SECONDS = 3.0
 
 
+class Talk(threading.Thread):
+    """Reads what a command says on standard error, as it comes, and wakes who waits for a part of it.
+
+    Args:
+        stream: the reading end of a pipe; closed when the last writer has closed the other.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        super().__init__(daemon=True)
+        self._stream = stream
+        self._news = threading.Condition()
+        self._text = ""
+        self._ended = False
+        self.start()
+
+    def run(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        with self._stream:
+            while data := os.read(self._stream.fileno(), 65536):
+                with self._news:
+                    self._text += decoder.decode(data)
+                    self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    @property
+    def so_far(self) -> str:
+        with self._news:
+            return self._text
+
+    def wait_for(self, text: str, seconds: float) -> str:
+        """All that was said when the text had come, the command had ended, or the time was up."""
+        with self._news:
+            self._news.wait_for(lambda: self._ended or text in self._text, seconds)
+            return self._text
+
+    def to_the_end(self, seconds: float) -> str:
+        """All that was said by a command that has ended."""
+        with self._news:
+            self._news.wait_for(lambda: self._ended, seconds)
+            return self._text
+
+
 class Running:
     """A command that runs in the background."""
 
-    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
         self.process = process
-        self._errors = errors
+        self._talk = Talk(process.stderr)
 
     def line(self) -> str:
         """The next line of output; waits for it."""
@@ -43,16 +90,13 @@ class Running:
 
     @property
     def errors(self) -> str:
-        """Standard error so far."""
-        return self._errors.read_text()
+        """Standard error so far; all of it when the command has ended."""
+        return self._talk.so_far if self.process.poll() is None else self._talk.to_the_end(10)
 
     def wait_for(self, text: str) -> None:
         """Wait until standard error has a text."""
-        deadline = time.monotonic() + 30
-        while text not in self.errors:
-            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.errors}"
-            assert time.monotonic() < deadline, f"{text!r} does not come: {self.errors}"
-            time.sleep(0.01)
+        said = self._talk.wait_for(text, 30)
+        assert text in said, f"{text!r} does not come; exit code {self.process.poll()}: {said}"
 
     def end(self) -> int:
         """Wait for the end; returns the exit code."""
@@ -72,6 +116,15 @@ class Running:
         assert "Traceback" not in self.errors
         return code
 
+    def kill(self) -> None:
+        """End it, and close its pipes."""
+        self.process.kill()
+        self.process.wait()
+        self._talk.join(10)
+        for stream in (self.process.stdout, self.process.stdin):
+            if stream is not None:
+                stream.close()
+
 
 class Crust:
     """Starts commands, and ends what is left of them.
@@ -84,7 +137,6 @@ class Crust:
         self.home = home
         home.mkdir(exist_ok=True)
         self._running: list[Running] = []
-        self._count = 0
 
     def environment(self, home: str | None = None) -> dict[str, str]:
         keep = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "CRUST_"))}
@@ -111,29 +163,22 @@ class Crust:
 
     def start(self, *arguments: object, user: str | None = None, **options: Any) -> Running:
         """Start a command."""
-        self._count += 1
-        errors = self.home / f"stderr-{self._count}"
         options.setdefault("stdin", subprocess.DEVNULL)
-        with open(errors, "w") as file:
-            process = subprocess.Popen(
-                [SCRIPT, *map(str, arguments)],
-                env=self.environment(user),
-                stdout=options.pop("stdout", subprocess.PIPE),
-                stderr=file,
-                text=True,
-                **options,
-            )
-        running = Running(process, errors)
+        process = subprocess.Popen(
+            [SCRIPT, *map(str, arguments)],
+            env=self.environment(user),
+            stdout=options.pop("stdout", subprocess.PIPE),
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+        running = Running(process)
         self._running.append(running)
         return running
 
     def close(self) -> None:
         for running in self._running:
-            running.process.kill()
-            running.process.wait()
-            for stream in (running.process.stdout, running.process.stdin):
-                if stream is not None:
-                    stream.close()
+            running.kill()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from crust.cli.interrupts import Interrupts, stuck_threads
 from crust.cli.runner import run_coroutine
 from crust.crypto.keys import Identity
 from tests.cli.conftest import END_SECONDS, LOCAL, SCRIPT, Crust
+from tests.waiting import poll
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -78,9 +79,7 @@ def test_in_the_midst_of_a_transfer(crust: Crust, tmp_path: Path, which: str) ->
     into = tmp_path / "into"
     receiving = crust.start("receive", "--into", into, *LOCAL, user="receiver")
     sending = crust.start("send", receiving.line(), tmp_path / "file", "--no-lan")
-    deadline = time.monotonic() + 30
-    while not any(path.is_file() for path in into.rglob("*")):
-        assert time.monotonic() < deadline, (sending.errors, receiving.errors)
+    poll(lambda: any(path.is_file() for path in into.rglob("*")))  # written by another process
     if which == "sender":
         assert sending.signal() == 130
         receiving.wait_for("The sender was interrupted. Waiting 30 s for it to come back.")

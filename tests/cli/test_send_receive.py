@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -10,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ import pytest
 from crust.crypto.keys import Identity
 from crust.node.transfer.manifest import STAGING_NAME
 from tests.cli.conftest import LOCAL, Crust, Running
+from tests.cli.gate import Gate
+from tests.waiting import poll
 
-LARGE = 200 << 20
+LARGE = 96 << 20
 
 
 @pytest.fixture
@@ -130,9 +132,12 @@ def test_into_the_current_folder(crust: Crust, album: Path, tmp_path: Path) -> N
     assert (tmp_path / "here" / "run.sh").exists()
 
 
-def test_a_bar_on_a_terminal(crust: Crust, large: Path, into: Path) -> None:
+def test_a_bar_on_a_terminal(crust: Crust, tmp_path: Path, into: Path) -> None:
     import pty
 
+    large = tmp_path / "large.bin"
+    with open(large, "wb") as file:
+        file.truncate(200 << 20)
     running, contact, _ = receive(crust, into)
     leader, follower = pty.openpty()
     sending = subprocess.Popen(
@@ -163,22 +168,19 @@ def test_a_bar_on_a_terminal(crust: Crust, large: Path, into: Path) -> None:
 # --- again ---
 
 
-def _kill_when_growing(process: Running, into: Path, least: int) -> int:
-    """SIGKILL a side when a part has arrived; returns how much."""
-    deadline = time.monotonic() + 40
-    while time.monotonic() < deadline:
-        sizes = [path.stat().st_size for path in into.rglob(".*-*")] if into.exists() else []
-        if sum(sizes) > least:
-            process.process.kill()
-            process.process.wait()
-            return sum(sizes)
-    raise AssertionError("nothing arrives")
+def _kill_under_way(process: Running, gate: Gate, into: Path, least: int) -> None:
+    """SIGKILL a side when a part has arrived, and more is held back."""
+    gate.wait_until_held()
+    poll(lambda: sum(path.stat().st_size for path in into.rglob(".*-*")) > least)  # written by another process
+    process.process.kill()
+    process.process.wait()
 
 
 def test_the_sender_is_killed_and_started_again(crust: Crust, large: Path, into: Path) -> None:
     running, contact, _ = receive(crust, into, "--timeout", "30")
-    sending = crust.start("send", contact, large, "--no-lan")
-    _kill_when_growing(sending, into, 10 << 20)
+    with Gate(contact) as gate:
+        sending = crust.start("send", gate.target, large, "--no-lan", "--transport", "tcp")
+        _kill_under_way(sending, gate, into, 10 << 20)
     assert visible(into) == []
     sent = send(crust, contact, large)
     assert sent.returncode == 0, sent.stderr
@@ -194,9 +196,12 @@ def test_the_sender_is_killed_and_started_again(crust: Crust, large: Path, into:
 
 def test_the_receiver_is_killed_and_started_again(crust: Crust, large: Path, into: Path) -> None:
     running, contact, peer = receive(crust, into)
-    sending = crust.start("send", contact, large, "--no-lan", "--json", "--timeout", "8", "--transport", "tcp")
-    _kill_when_growing(running, into, 10 << 20)
-    assert sending.end() == 5
+    with Gate(contact) as gate:
+        options = ("--no-lan", "--json", "--timeout", "4", "--transport", "tcp")
+        sending = crust.start("send", gate.target, large, *options)
+        _kill_under_way(running, gate, into, 10 << 20)
+        gate.open()
+        assert sending.end() == 5
     assert last(sending.rest())["error"]
     assert visible(into) == []
     running, contact, again = receive(crust, into)
@@ -211,8 +216,9 @@ def test_the_receiver_is_killed_and_started_again(crust: Crust, large: Path, int
 def test_a_folder_is_continued(crust: Crust, album: Path, large: Path, into: Path) -> None:
     os.link(large, album / "zzz.bin")  # behind the small ones
     running, contact, _ = receive(crust, into, "--timeout", "30")
-    sending = crust.start("send", contact, album, "--no-lan")
-    _kill_when_growing(sending, into, 10 << 20)  # the large one: more than all others together
+    with Gate(contact) as gate:
+        sending = crust.start("send", gate.target, album, "--no-lan", "--transport", "tcp")
+        _kill_under_way(sending, gate, into, 10 << 20)  # the large one: more than all others together
     (album / "late").write_text("late")
     sent = send(crust, contact, album)
     assert sent.returncode == 0, sent.stderr
@@ -224,11 +230,12 @@ def test_a_folder_is_continued(crust: Crust, album: Path, large: Path, into: Pat
 
 
 def test_a_lost_sender_that_does_not_come_back(crust: Crust, large: Path, into: Path) -> None:
-    running, contact, _ = receive(crust, into, "--timeout", "12", "--transport", "tcp")
-    sending = crust.start("send", contact, large, "--no-lan")
-    _kill_when_growing(sending, into, 1 << 20)
+    running, contact, _ = receive(crust, into, "--timeout", "6", "--transport", "tcp")
+    with Gate(contact) as gate:
+        sending = crust.start("send", gate.target, large, "--no-lan", "--transport", "tcp")
+        _kill_under_way(sending, gate, into, 1 << 20)
     assert running.end() == 5
-    assert "Waiting 12 s" in running.errors
+    assert "Waiting 6 s" in running.errors
     assert "Traceback" not in running.errors
     assert "lost" in last(running.rest())["error"]
 
@@ -386,19 +393,14 @@ def test_a_disk_that_is_too_small(crust: Crust, large: Path, disk: Path) -> None
 def test_a_disk_that_fills_up(crust: Crust, large: Path, disk: Path) -> None:
     os.truncate(large, 60 << 20)
     running, contact, _ = receive(crust, disk)
-    sending = crust.start("send", contact, large, "--no-lan")
-    deadline = time.monotonic() + 20
-    while not list(disk.rglob(".*-*")) and time.monotonic() < deadline:
-        pass
-    with open(disk / "other", "wb", buffering=0) as other:
-        try:
+    with Gate(contact) as gate:
+        sending = crust.start("send", gate.target, large, "--no-lan", "--transport", "tcp")
+        gate.wait_until_held()
+        with open(disk / "other", "wb", buffering=0) as other, contextlib.suppress(OSError):
             while other.write(bytes(1 << 20)):
                 pass
-        except OSError:
-            pass
-    code = sending.end()
-    if code == 0:
-        pytest.skip("the transfer was faster")
+        gate.open()
+        code = sending.end()
     assert code == 1
     assert "No space left on device" in sending.errors
     assert running.end() == 1
