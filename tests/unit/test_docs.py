@@ -45,6 +45,16 @@ def test_links_of_top_pages_lead_somewhere(name: str) -> None:
         assert (ROOT / target).exists(), target
 
 
+def test_files_of_the_source_that_pages_name_are_there() -> None:
+    named = {
+        (page.name, path)
+        for page in DOCS.rglob("*.md")
+        for path in re.findall(r"`((?:tests|tools|src|examples|fuzz)/[\w./-]+)`", page.read_text(encoding="utf-8"))
+    }
+    assert named
+    assert {each for each in named if not (ROOT / each[1]).exists()} == set()
+
+
 def test_rules_that_the_code_cites_are_written_down() -> None:
     protocol = (DOCS / "explanation" / "protocol.md").read_text()
     cited = {

@@ -310,7 +310,7 @@ class Acceptor:
         for server in self._servers:
             # asyncio accepts in two turns of the loop, and fails when the server closes between them (gh-109564).
             for sock in server.sockets:
-                with contextlib.suppress(NotImplementedError):
+                with contextlib.suppress(NotImplementedError):  # Windows' loop has no readers, nor this fault
                     loop.remove_reader(sock)
             loop.call_soon(server.close)
         for incoming in list(self._undecided):
