@@ -10,14 +10,29 @@ import asyncio
 import contextlib
 import enum
 import errno
+import itertools
 import socket
 import struct
 import sys
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from crust.net.clock import monotonic
 
-__all__ = ["Features", "RouteInfo", "SendOutcome", "UdpConsumer", "UdpSocket", "bind_udp", "route_info", "sockaddr"]
+if TYPE_CHECKING:
+    from crust.net.many import ManyReader
+
+__all__ = [
+    "Features",
+    "RouteInfo",
+    "SendOutcome",
+    "Sources",
+    "UdpConsumer",
+    "UdpSocket",
+    "bind_udp",
+    "route_info",
+    "sockaddr",
+]
 
 # <linux/udp.h>, <linux/in.h>, <linux/in6.h>, <asm-generic/socket.h>: the socket module has no names for most of them.
 _SOL_UDP: Final = 17
@@ -44,6 +59,9 @@ _SECONDS_PER_TURN: Final = 0.005
 """Before others get their turn of the event loop; the time counts where each datagram is a handshake."""
 
 _APART: Final = 50e-6
+_MANY_AFTER: Final = 8
+"""Single datagrams in a row, after which the next are read in one call: that takes a third of the time."""
+
 _ERRORS_PER_TURN: Final = 64
 _SENT_AGAIN: Final = 3
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4) if hasattr(socket, "CMSG_SPACE") else 0
@@ -59,11 +77,13 @@ class Features(NamedTuple):
         segment: UDP_SEGMENT, one call for many datagrams.
         gro: UDP_GRO, one call for many datagrams of one source.
         reader: the event loop tells when a socket is readable; else asyncio's datagram transport is used.
+        many: recvmmsg, one call for many datagrams of many sources.
     """
 
     segment: bool = True
     gro: bool = True
     reader: bool = True
+    many: bool = True
 
 
 class SendOutcome(enum.Enum):
@@ -75,6 +95,18 @@ class SendOutcome(enum.Enum):
     FAILED = "not sent, as if lost on the way"
 
 
+class Sources(NamedTuple):
+    """From where many datagrams came: made only for those for which it matters.
+
+    Attributes:
+        address: of the n-th, as sockets give it.
+        host: of the n-th: the IPv4 address, or the first half of the IPv6 one, for less than the whole costs.
+    """
+
+    address: Callable[[int], tuple[Any, ...]]
+    host: Callable[[int], bytes]
+
+
 class UdpConsumer(Protocol):
     """Who reads sockets and is told when it may write."""
 
@@ -84,6 +116,9 @@ class UdpConsumer(Protocol):
 
     def udp_received(self, number: int, data: memoryview, size: int, address: tuple[Any, ...]) -> None:
         """Datagrams of `size` bytes each (the last may be shorter); the memory is used again after the call."""
+
+    def udp_received_many(self, number: int, datagrams: Sequence[memoryview], sources: Sources) -> None:
+        """Single datagrams of many sources; the memory is used again after the call."""
 
     def udp_drained(self) -> None:
         """Everything that waited has been given out: time to answer."""
@@ -114,6 +149,7 @@ class UdpSocket:
     __slots__ = (
         "_consumer",
         "_loop",
+        "_many",
         "_read_at",
         "_segment",
         "_sock",
@@ -138,6 +174,7 @@ class UdpSocket:
         self._sock: socket.socket | None = sock
         self._consumer = consumer
         self._read_at = 0.0
+        self._many: ManyReader | None = None
         self._segment = 0  # what UDP_SEGMENT is set to
         self._writing = self._watching = False
         self._transport: asyncio.DatagramTransport | None = None
@@ -149,6 +186,7 @@ class UdpSocket:
             features.segment and linux,
             features.gro and linux and _switch_on(sock, _SOL_UDP, _UDP_GRO),
             features.reader and _has_readers(loop),
+            features.many and linux,
         )
         _tune(sock)
 
@@ -195,7 +233,7 @@ class UdpSocket:
         began = monotonic()
         alone = began - self._read_at > _APART
         try:
-            read = 0
+            read = in_a_row = 0
             for _ in range(_RECEIVES_PER_TURN):
                 count, lone = receive(sock, buffer)
                 read += count
@@ -203,6 +241,9 @@ class UdpSocket:
                     return
                 if (alone and lone) or read >= _BYTES_PER_TURN or monotonic() - began > _SECONDS_PER_TURN:
                     break
+                in_a_row = in_a_row + 1 if lone else 0
+                if in_a_row == _MANY_AFTER and self._can_read_many(sock):
+                    receive = self._receive_many
         except BlockingIOError:
             pass
         except OSError:
@@ -223,6 +264,41 @@ class UdpSocket:
                 size = int.from_bytes(data[:4], sys.byteorder)
         self._consumer.udp_received(self.number, buffer[:count], size, address)
         return count, size == count
+
+    def _can_read_many(self, sock: socket.socket) -> bool:
+        """Prepare to read many datagrams in one call, where that is possible."""
+        if self._many is None and self.features.many:
+            try:
+                from crust.net.many import ManyReader
+
+                self._many = ManyReader(sock)
+            except (ImportError, AttributeError):
+                self.features = self.features._replace(many=False)
+        return self._many is not None
+
+    def _receive_many(self, sock: socket.socket, buffer: memoryview) -> tuple[int, bool]:
+        """Read once, as many single datagrams as wait, and what was joined between them."""
+        many, consumer = self._many, self._consumer
+        assert many is not None
+        count = many.read()
+        start = 0
+        for at in itertools.compress(range(count), many.joined):
+            self._hand_out(many, start, at)
+            start = at + 1
+            if self._sock is None:
+                return 0, True
+            joined = buffer[: many.sizes[at]]
+            joined[:] = many.datagram(at)  # what lies there is opened fastest
+            consumer.udp_received(self.number, joined, many.segment(at), many.address(at))
+        if self._sock is not None:
+            self._hand_out(many, start, count)
+        return sum(many.sizes), True
+
+    def _hand_out(self, many: ManyReader, start: int, end: int) -> None:
+        """Give the consumer single datagrams that came one after the other."""
+        if start < end:
+            sources = Sources(lambda at: many.address(start + at), lambda at: many.host(start + at))
+            self._consumer.udp_received_many(self.number, [many.datagram(at) for at in range(start, end)], sources)
 
     def _receive_single(self, sock: socket.socket, buffer: memoryview) -> tuple[int, bool]:
         count, address = sock.recvfrom_into(buffer)

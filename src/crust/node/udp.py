@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from crust.net.clock import TIMER_SLACK, monotonic
-from crust.net.udp import Features, SendOutcome, UdpSocket, bind_udp, route_info, sockaddr
+from crust.net.udp import Features, SendOutcome, Sources, UdpSocket, bind_udp, route_info, sockaddr
 from crust.node.busy_poll import HANDSHAKE_SECONDS
 from crust.node.utp_dial import PunchWatcher, UtpDial
 from crust.node.utp_link import GROUP_BYTES, LinkConsumer, UtpLink
@@ -394,6 +394,14 @@ class UdpFront:
         if self.stun_received is not None and looks_like_stun(data) and self.stun_received(bytes(data), address[:2]):
             return
         self.endpoint.receive_datagrams(data, size, (number, address), monotonic())
+
+    def udp_received_many(self, number: int, datagrams: Sequence[memoryview], sources: Sources) -> None:
+        """Single datagrams of many sources: a crowd of peers, or a flood."""
+        if self._awaited or self.stun_received is not None:
+            for at, datagram in enumerate(datagrams):
+                self.udp_received(number, datagram, len(datagram), sources.address(at))
+            return
+        self.endpoint.receive_many(datagrams, lambda at: (number, sources.address(at)), sources.host, monotonic())
 
     def udp_drained(self) -> None:
         """Time to answer."""

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Final, TextIO
 
+from crust.net.many import IoVec, MMsgHdr
+
 __all__ = ["Flood", "flood"]
 
 _MOST_AT_ONCE: Final = 64
@@ -31,26 +33,6 @@ _SOL_UDP: Final = 17
 _UDP_SEGMENT: Final = 103
 _MSG_DONTWAIT: Final = 0x40
 _LARGEST_BATCH: Final = 65_000
-
-
-class _IoVec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
-
-
-class _MsgHdr(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_void_p),
-        ("name_size", ctypes.c_uint32),
-        ("iov", ctypes.POINTER(_IoVec)),
-        ("iov_count", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("control_size", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    )
-
-
-class _MMsgHdr(ctypes.Structure):
-    _fields_ = (("header", _MsgHdr), ("size", ctypes.c_uint))
 
 
 class _Burst:
@@ -65,8 +47,8 @@ class _Burst:
             struct.pack("=HH4s8x", socket.AF_INET, socket.htons(target[1]), socket.inet_aton(target[0])), 16
         )
         self._buffers = [ctypes.create_string_buffer(packet, len(packet)) for packet in packets]
-        self._vectors = (_IoVec * self._size)(*(_IoVec(ctypes.addressof(b), len(b)) for b in self._buffers))
-        self._headers = (_MMsgHdr * self._size)()
+        self._vectors = (IoVec * self._size)(*(IoVec(ctypes.addressof(b), len(b)) for b in self._buffers))
+        self._headers = (MMsgHdr * self._size)()
         for at, header in enumerate(self._headers):
             header.header.name = ctypes.addressof(self._name)
             header.header.name_size = 16

@@ -7,13 +7,13 @@ import contextlib
 import errno
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
 
 from crust.net import udp
-from crust.net.udp import Features, SendOutcome, UdpSocket, bind_udp, route_info, sockaddr
+from crust.net.udp import Features, SendOutcome, Sources, UdpSocket, bind_udp, route_info, sockaddr
 
 EVERY_LOOP = True
 
@@ -28,12 +28,19 @@ class Reader:
         self.receive_buffer = memoryview(bytearray(65_536))
         self.batches: list[tuple[bytes, int, tuple[Any, ...]]] = []
         self.refused: list[tuple[tuple[Any, ...], OSError]] = []
-        self.drained = self.writable = 0
+        self.drained = self.writable = self.crowds = 0
+        self.hosts: set[bytes] = set()
         self._news = asyncio.Event()
 
     def udp_received(self, number: int, data: memoryview, size: int, address: tuple[Any, ...]) -> None:
         self.batches.append((bytes(data), size, address))
         self._news.set()
+
+    def udp_received_many(self, number: int, datagrams: Sequence[memoryview], sources: Sources) -> None:
+        self.crowds += 1
+        for at, datagram in enumerate(datagrams):
+            self.udp_received(number, datagram, len(datagram), sources.address(at))
+            self.hosts.add(sources.host(at))
 
     def udp_drained(self) -> None:
         self.drained += 1

@@ -15,6 +15,7 @@ from crust.proto.tunnel.constants import (
     ADDRESS_RATE,
     ADDRESSES_KEPT,
     ASKED_SECONDS,
+    COOKIE_AGAIN_RATE,
     COOKIE_REPLY_BURST,
     COOKIE_REPLY_RATE,
     COOKIE_SECONDS,
@@ -121,34 +122,41 @@ class CookieQueue:
         now: the present time.
     """
 
-    __slots__ = ("_asked", "_given", "_replies")
+    __slots__ = ("_asked", "_given", "_more", "_replies")
 
     def __init__(self, now: float) -> None:
         self._replies = TokenBucket(COOKIE_REPLY_RATE, COOKIE_REPLY_BURST, now)
+        self._more = TokenBucket(COOKIE_AGAIN_RATE, COOKIE_AGAIN_RATE, now)
         # Each place holds the number of the period in which it happened last. Only who is under load needs the memory.
         self._asked = bytearray()
         self._given = bytearray()
 
-    def takes(self, host: str, now: float) -> bool:
+    def takes(self, address: bytes, now: float) -> bool:
         """Whether a request of an address gets a cookie now; then it is counted."""
         if not self._asked:
             self._asked, self._given = bytearray(_PLACES), bytearray(_PLACES)
-        # Python keys this hash for each process, so nobody can tell who shares a place with whom.
-        place = hash(host if ":" not in host else address_bytes(host)) % _PLACES
+        place = _place(address)
         shift = place / _PLACES  # places grow old one after the other, not all at once
         asking = int(now / ASKED_SECONDS + shift) % _PERIODS + 1
         giving = int(now / GIVEN_SECONDS + shift) % _PERIODS + 1
         if _is_recent(self._given[place], giving):
-            keep = 0.5
-        elif _is_recent(self._asked[place], asking):
-            keep = 0.0
-        else:
-            keep = 0.25
+            return self._more.take(now)
+        keep = 0.0 if _is_recent(self._asked[place], asking) else 0.25
         self._asked[place] = asking
         if not self._replies.take(now, keep):
             return False
         self._given[place] = giving
         return True
+
+    def used(self, address: bytes) -> None:
+        """A cookie was shown: others may come from there, as behind a NAT, and need their own."""
+        if self._given:
+            self._given[_place(address)] = 0
+
+
+def _place(address: bytes) -> int:
+    # Python keys this hash for each process, so nobody can tell who shares a place with whom.
+    return hash(address) % _PLACES
 
 
 def _is_recent(then: int, period: int) -> bool:
@@ -159,6 +167,7 @@ def _is_recent(then: int, period: int) -> bool:
 class Course(enum.Enum):
     """How a message 1 is dealt with."""
 
+    COPY = "as one that has come before, of a handshake under way"
     ANSWER = "as long as the rate lasts: see `Admission.admits`"
     PROVED = "its sender has shown a cookie: see `Admission.admits_proved`"
     COOKIE = "with a cookie, if it is authentic"
@@ -183,21 +192,25 @@ class Admission:
         self._loaded_until = now
         self._addresses: OrderedDict[bytes, TokenBucket] = OrderedDict()
 
-    def course(self, start: bytes, host: str, now: float, *, shows: bool) -> Course:
+    def course(self, start: bytes, address: bytes, now: float, *, shows: bool) -> Course:
         """How to deal with a message 1, before it is opened.
 
         Args:
             start: its salt and proof.
-            host: from where it comes.
+            address: from where it comes; see `address_bytes`.
             now: the present time.
             shows: whether it says that the proof is one.
         """
         if now >= self._loaded_until:
             return Course.ANSWER
-        if shows and self._jar.accepts(start[SALT_BYTES:], address_bytes(host), start[:SALT_BYTES], now):
+        if shows and self._jar.accepts(start[SALT_BYTES:], address, start[:SALT_BYTES], now):
+            self._queue.used(address)
             return Course.PROVED
-        self.admits(now)  # the load lasts as long as so many ask
-        return Course.COOKIE if self._queue.takes(host, now) else Course.NONE
+        if self._queue.takes(address, now):
+            self.admits(now)  # the load lasts as long as so many ask
+            return Course.COOKIE
+        self._loaded_until = now + LOAD_SECONDS
+        return Course.NONE
 
     def admits(self, now: float) -> bool:
         """Whether a handshake may begin without a cookie. If not, none may until there were few for a while."""
@@ -206,14 +219,14 @@ class Admission:
         self._loaded_until = now + LOAD_SECONDS
         return False
 
-    def admits_proved(self, host: str, now: float) -> bool:
+    def admits_proved(self, address: bytes, now: float) -> bool:
         """Whether a handshake may begin at an address that has shown a cookie; those with few of late go first."""
-        own = self._address(address_bytes(host), now)
+        own = self._address(address, now)
         return own.take(now) and self._proved.take(now, 0.0 if own.tokens >= ADDRESS_BURST / 2 else 0.5)
 
-    def cookie(self, host: str, now: float) -> bytes:
+    def cookie(self, address: bytes, now: float) -> bytes:
         """The cookie of an address."""
-        return self._jar.cookie(address_bytes(host), now)
+        return self._jar.cookie(address, now)
 
     @property
     def tracked(self) -> int:

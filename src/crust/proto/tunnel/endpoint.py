@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
+from functools import cache
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -20,9 +21,10 @@ from crust.proto.noise.outcome import HandshakeFailed, Network, Random
 from crust.proto.noise.replay import EphemeralCache
 from crust.proto.tunnel.association import Association
 from crust.proto.tunnel.constants import DIALS_TRIED, MAX_PADDING, PUNCH_REQUESTS_KEPT, RETRANSMIT_SECONDS
+from crust.proto.tunnel.cookie import Course
 from crust.proto.tunnel.entrance import Entrance
 from crust.proto.tunnel.events import DialFailed, DialSucceeded, Outgoing, Route, TunnelEvent
-from crust.proto.tunnel.handshake import TunnelInitiator, TunnelKeys, TunnelResponder
+from crust.proto.tunnel.handshake import ENVELOPE_BYTES, TunnelInitiator, TunnelKeys, TunnelResponder, is_request
 from crust.proto.tunnel.header import MAX_SEGMENTS, HeaderMask
 from crust.proto.tunnel.keys import ReceiveKey
 from crust.proto.tunnel.pending import Dial, Knock
@@ -42,11 +44,12 @@ from crust.wire.tunnel import (
 from crust.wire.utp import Buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["Dial", "Knock", "TunnelEndpoint"]
 
 _NONCE: Final = Struct(">IQ")
+_START: Final = "I8xI16xI12x"  # of a datagram: what holds the index, the mark of a salt, the mask of the index
 _MASKED: Final = HEADER_BYTES + SAMPLE_BYTES
 
 
@@ -298,6 +301,49 @@ class TunnelEndpoint:
             else:
                 self._receive_batch(piece, size, route, now)
 
+    def receive_many(
+        self,
+        datagrams: Sequence[memoryview],
+        route: Callable[[int], Route],
+        address: Callable[[int], bytes],
+        now: float,
+    ) -> None:
+        """Take in single datagrams of many sources.
+
+        A flood is made of them, so what belongs to nobody is told by three passes over all of them, without a word of
+        Python for each.
+
+        Args:
+            datagrams: one by one.
+            route: from where the n-th came; asked only where it matters.
+            address: the `address_bytes` of that, which are had for less.
+            now: the present time.
+        """
+        places = [at for at, datagram in enumerate(datagrams) if len(datagram) >= SMALLEST_DATAGRAM]
+        if len(places) < len(datagrams):
+            self.count("datagram.short", len(datagrams) - len(places))
+        starts = b"".join([datagrams[at][:_MASKED] for at in places])
+        fields = _starts(len(places))
+        masked, masks = fields.unpack(starts)[0::3], fields.unpack(self._mask.masks(starts))[2::3]
+        marks = fields.unpack(self._entrance.mark.unmask(starts))[1::3]
+        strangers = 0
+        entrance = self._entrance
+        for at, index, mask, mark in zip(places, masked, masks, marks, strict=True):
+            if index ^ mask in self._by_index:
+                self._receive_single(datagrams[at], route(at), now)
+            elif self._dials:
+                self._receive_stranger(datagrams[at], route(at), now)
+            elif is_request(mark, len(datagrams[at])):
+                datagram = datagrams[at]
+                start = bytes(datagram[:ENVELOPE_BYTES])
+                course = entrance.course(start, datagram, address(at), now, shows=mark == 1)
+                if course is not Course.NONE:
+                    entrance.take_in(course, datagram, route(at), now)
+            else:
+                strangers += 1
+        if strangers:
+            self.count("datagram.stranger", strangers)
+
     def _receive_single(self, datagram: memoryview, route: Route, now: float) -> None:
         """Take in one datagram: the same as a batch of one, in half of the time."""
         if len(datagram) < SMALLEST_DATAGRAM:
@@ -519,6 +565,11 @@ class TunnelEndpoint:
         if not association.has_more and not association.closed:
             self._arm(association)
         return found
+
+
+@cache
+def _starts(count: int) -> Struct:
+    return Struct(">" + _START * count)
 
 
 def _key(dial: Dial, route: Route) -> Route | None:

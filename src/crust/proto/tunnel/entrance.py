@@ -7,12 +7,13 @@ cookie, and whether there is a cookie to give. Only then an envelope is opened, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from crust.proto.noise.envelope import SALT_BYTES
 from crust.proto.noise.outcome import DiscardReason, Random
 from crust.proto.noise.replay import EphemeralCache
 from crust.proto.tunnel.constants import MAX_KNOCKS
-from crust.proto.tunnel.cookie import Admission, Course
+from crust.proto.tunnel.cookie import Admission, Course, address_bytes
 from crust.proto.tunnel.events import Knocked, KnockedAgain, Route, TunnelEvent
 from crust.proto.tunnel.handshake import (
     ENVELOPE_BYTES,
@@ -30,6 +31,8 @@ from crust.wire.handshake import Hint
 from crust.wire.tunnel import TunnelRequest
 
 __all__ = ["Entrance"]
+
+_REPLAYED: Final = f"handshake.{DiscardReason.REPLAYED.value}"
 
 
 class Entrance:
@@ -87,22 +90,52 @@ class Entrance:
         self._admission = Admission(random, now)
         self._requests = RequestMemory(now)
 
+    @property
+    def mark(self) -> SaltMark:
+        """Tells what may be a message 1 from noise."""
+        return self._mark
+
     def receive(self, datagram: memoryview, route: Route, now: float) -> None:
-        """A datagram that is nothing else."""
+        """Take in a datagram that is nothing else."""
         start = bytes(datagram[:ENVELOPE_BYTES])
         shows = self._mark.read(start, len(datagram))
         if shows is None:
             self._count("datagram.stranger")
             return
-        if (ephemeral := self._requests.find(start[:SALT_BYTES], datagram)) is not None:
-            self._receive_copy(ephemeral, datagram, route, now)
-            return
-        host = str(route[1][0])
-        course = self._admission.course(start, host, now, shows=shows)
+        course = self.course(start, datagram, address_bytes(str(route[1][0])), now, shows=shows)
+        if course is not Course.NONE:
+            self.take_in(course, datagram, route, now)
+
+    def course(self, start: bytes, datagram: memoryview, address: bytes, now: float, *, shows: bool) -> Course:
+        """How to deal with a datagram that has our mark; what is dropped is counted.
+
+        Args:
+            start: its first `ENVELOPE_BYTES`.
+            datagram: all of it, of the size of a request.
+            address: from where; see `address_bytes`.
+            now: the present time.
+            shows: whether the mark says that it shows a cookie.
+        """
+        ephemeral = self._requests.find(start[:SALT_BYTES], datagram)
+        if ephemeral is None:
+            course = self._admission.course(start, address, now, shows=shows)
+            reason = "handshake.over_rate"
+        elif ephemeral in self.knocks:
+            return Course.COPY
+        else:
+            course = Course.NONE
+            reason = "datagram.forged" if ephemeral == NO_COPY else _REPLAYED
         if course is Course.NONE:
-            self._count("handshake.over_rate")
-            return
+            self._count(reason)
+        return course
+
+    def take_in(self, course: Course, datagram: memoryview, route: Route, now: float) -> None:
+        """Deal with a datagram as `course` has said."""
         request = bytes(datagram)
+        if course is Course.COPY:
+            ephemeral = self._requests.find(request[:SALT_BYTES], datagram)
+            self._receive_again(self.knocks[ephemeral or NO_COPY], request, route, now)
+            return
         try:
             opened = open_request(self._secret, request)
             if opened is None:
@@ -110,23 +143,11 @@ class Entrance:
                 return
             self._requests.add(opened)
             if not self._is_known(opened, request, route, now):
-                if course is Course.ANSWER and not self._admission.admits(now):
-                    course = self._admission.course(start, host, now, shows=shows)  # this one begins the load
                 self._receive_new(course, opened, request, route, now)
         except Discarded as discarded:
             self._count(f"handshake.{discarded.reason.value}")
             if discarded.hint is not None and self._requests.may_answer(now):
                 self.send_hint(request, discarded.hint, route)
-
-    def _receive_copy(self, ephemeral: bytes, datagram: memoryview, route: Route, now: float) -> None:
-        """A request with the salt of an earlier one: sent twice on the way, or by somebody who wants us to work."""
-        knock = self.knocks.get(ephemeral)
-        if ephemeral == NO_COPY:
-            self._count("datagram.forged")
-        elif knock is None:
-            self._count(f"handshake.{DiscardReason.REPLAYED.value}")
-        else:
-            self._receive_again(knock, bytes(datagram), route, now)
 
     def _is_known(self, opened: OpenedRequest, datagram: bytes, route: Route, now: float) -> bool:
         """Whether a request belongs to a handshake that is under way; it is a retransmission then.
@@ -150,12 +171,15 @@ class Entrance:
         Raises:
             Discarded: its inner part is not authentic, or impossible.
         """
-        host = str(route[1][0])
+        address = address_bytes(str(route[1][0]))
+        if course is Course.ANSWER and not self._admission.admits(now):
+            shows = self._mark.read(opened.salt, opened.size) is True
+            course = self._admission.course(datagram[:ENVELOPE_BYTES], address, now, shows=shows)  # the load begins
         if course is Course.COOKIE:
             self._count("handshake.cookie_sent")
-            self._send(seal_cookie(self._secret, datagram, self._admission.cookie(host, now), self._random), route)
+            self._send(seal_cookie(self._secret, datagram, self._admission.cookie(address, now), self._random), route)
             return
-        if course is Course.NONE or (course is Course.PROVED and not self._admission.admits_proved(host, now)):
+        if course is Course.NONE or (course is Course.PROVED and not self._admission.admits_proved(address, now)):
             self._count("handshake.over_rate")
             return
         responder = self._responder(opened.request)
@@ -173,7 +197,7 @@ class Entrance:
         if knock.association is None:
             knock.datagram, knock.route = datagram, route
         elif knock.association.proved:
-            self._count(f"handshake.{DiscardReason.REPLAYED.value}")
+            self._count(_REPLAYED)
         elif self._requests.may_answer(now):
             self.answer(knock, datagram, route)
         else:

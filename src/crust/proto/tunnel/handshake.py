@@ -77,6 +77,7 @@ __all__ = [
     "TunnelInitiator",
     "TunnelKeys",
     "TunnelResponder",
+    "is_request",
     "make_salt",
     "mask_datagram",
     "open_request",
@@ -87,8 +88,7 @@ __all__ = [
 ENVELOPE_BYTES: Final = SALT_BYTES + PROOF_BYTES
 SMALLEST_REQUEST: Final = ENVELOPE_BYTES + REQUEST_BYTES + TAG_BYTES
 _MARK_BYTES: Final = 4
-_MARKS: Final = {bytes(_MARK_BYTES): False, b"\0\0\0\1": True}  # whether a cookie is shown
-_MARK_OF: Final = {shows: mark for mark, shows in _MARKS.items()}
+_COOKIE_MARK: Final = 1  # a cookie is shown; else the mark is 0
 _NONCE: Final = nonce(Suite.AESGCM, 0)  # every key here seals one message
 _HINT_FAILURES: Final = {
     Hint.NETWORK_MISMATCH: FailureReason.NETWORK_MISMATCH,
@@ -157,7 +157,11 @@ def make_salt(secret: bytes, random: Random, *, shows: bool = False) -> bytes:
         random: gives random bytes.
         shows: whether the request shows a cookie.
     """
-    return _salt_cipher(secret).encryptor().update(random(SALT_BYTES - _MARK_BYTES) + _MARK_OF[shows])
+    return (
+        _salt_cipher(secret)
+        .encryptor()
+        .update(random(SALT_BYTES - _MARK_BYTES) + int(shows).to_bytes(_MARK_BYTES, "big"))
+    )
 
 
 class SaltMark:
@@ -180,9 +184,22 @@ class SaltMark:
             start: at least the salt.
             size: of the whole datagram.
         """
-        if not SMALLEST_REQUEST <= size <= MAX_REQUEST:
-            return None
-        return _MARKS.get(self._decrypt(start[:SALT_BYTES])[-_MARK_BYTES:])
+        mark = int.from_bytes(self._decrypt(start[:SALT_BYTES])[-_MARK_BYTES:], "big")
+        return mark == _COOKIE_MARK if is_request(mark, size) else None
+
+    def unmask(self, blocks: bytes) -> bytes:
+        """The salts of many datagrams, decrypted with what lies between them."""
+        return self._decrypt(blocks)
+
+
+def is_request(mark: int, size: int) -> bool:
+    """Whether a datagram may be a request to us.
+
+    Args:
+        mark: the last four bytes of its decrypted salt: 1 if it shows a cookie, 0 if not.
+        size: of the whole datagram.
+    """
+    return mark <= _COOKIE_MARK and SMALLEST_REQUEST <= size <= MAX_REQUEST
 
 
 def _reply_key(secret: bytes, salt: bytes, tag: bytes) -> bytes:

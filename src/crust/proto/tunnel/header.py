@@ -57,6 +57,10 @@ class HeaderMask:
         mask = (self._cipher or self._begin()).update(sample + sample.translate(_FLIP_BYTES))
         return (int.from_bytes(header, "little") ^ int.from_bytes(mask, "little")).to_bytes(HEADER_BYTES, "little")
 
+    def masks(self, samples: bytes) -> bytes:
+        """The first half of the mask of each sample; what lies between them is encrypted with them."""
+        return (self._cipher or self._begin()).update(samples)
+
     def _begin(self) -> CipherContext:
         # An ECB context has no state between whole blocks, so one serves for ever.
         self._cipher = Cipher(AES(self._key), ECB()).encryptor()  # noqa: S305 - single random blocks

@@ -8,6 +8,7 @@ from crust.proto.tunnel.constants import (
     ADDRESS_BURST,
     ADDRESS_RATE,
     ADDRESSES_KEPT,
+    COOKIE_AGAIN_RATE,
     COOKIE_REPLY_BURST,
     COOKIE_REPLY_RATE,
     COOKIE_SECONDS,
@@ -21,6 +22,7 @@ from crust.proto.tunnel.cookie import Admission, CookieJar, CookieQueue, Course,
 
 SALT = bytes(range(16))
 NO_COOKIE = SALT + bytes(16)
+HERE, THERE = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))
 FLOOD_RATE = 50_000
 
 
@@ -90,37 +92,37 @@ class TestAdmission:
 
     def test_without_load_nobody_needs_a_cookie(self) -> None:
         admission = Admission(some_random().randbytes, 0.0)
-        assert admission.course(NO_COOKIE, "10.0.0.1", 0.0, shows=False) is Course.ANSWER
-        assert admission.course(NO_COOKIE, "10.0.0.1", 0.0, shows=True) is Course.ANSWER
+        assert admission.course(NO_COOKIE, HERE, 0.0, shows=False) is Course.ANSWER
+        assert admission.course(NO_COOKIE, HERE, 0.0, shows=True) is Course.ANSWER
 
     def test_under_load_everybody_does_until_few_ask(self) -> None:
         admission = self.loaded()
         now = 0.0
         while now < 10.0:  # too many go on asking
             now += 0.5 / HANDSHAKE_RATE
-            assert admission.course(NO_COOKIE, "10.0.0.1", now, shows=False) in (Course.COOKIE, Course.NONE)
+            assert admission.course(NO_COOKIE, HERE, now, shows=False) in (Course.COOKIE, Course.NONE)
         pause = 2.0 / HANDSHAKE_RATE
-        courses = [admission.course(NO_COOKIE, "10.0.0.1", now + at * pause, shows=False) for at in range(500)]
+        courses = [admission.course(NO_COOKIE, HERE, now + at * pause, shows=False) for at in range(500)]
         ended = courses.index(Course.ANSWER)
         assert LOAD_SECONDS - 0.1 <= ended * pause <= LOAD_SECONDS + 0.1
         assert set(courses[ended:]) == {Course.ANSWER}
 
     def test_a_cookie_admits(self) -> None:
         admission = self.loaded()
-        cookie = admission.cookie("10.0.0.1", 0.0)
-        assert admission.course(shown(cookie), "10.0.0.1", 0.0, shows=True) is Course.PROVED
-        assert admission.admits_proved("10.0.0.1", 0.0)
-        assert admission.course(shown(cookie), "10.0.0.1", 0.0, shows=False) is Course.COOKIE
-        assert admission.course(shown(cookie), "10.0.0.2", 0.0, shows=True) is Course.COOKIE
+        cookie = admission.cookie(HERE, 0.0)
+        assert admission.course(shown(cookie), HERE, 0.0, shows=True) is Course.PROVED
+        assert admission.admits_proved(HERE, 0.0)
+        assert admission.course(shown(cookie), HERE, 0.0, shows=False) is Course.COOKIE
+        assert admission.course(shown(cookie), THERE, 0.0, shows=True) is Course.COOKIE
 
     def test_an_address_with_a_cookie_has_a_rate_too(self) -> None:
         admission = self.loaded()
-        assert sum(admission.admits_proved("10.0.0.1", 0.0) for _ in range(1000)) == ADDRESS_BURST
-        assert sum(admission.admits_proved("10.0.0.1", 1.0) for _ in range(1000)) == ADDRESS_RATE
+        assert sum(admission.admits_proved(HERE, 0.0) for _ in range(1000)) == ADDRESS_BURST
+        assert sum(admission.admits_proved(HERE, 1.0) for _ in range(1000)) == ADDRESS_RATE
 
     def test_all_of_them_have_one_and_leave_a_part_to_newcomers(self) -> None:
         admission = self.loaded()
-        hosts = [f"10.2.0.{number}" for number in range(60)]
+        hosts = [bytes((10, 2, 0, number)) for number in range(60)]
         admitted = sum(admission.admits_proved(host, 0.0) for _ in range(100) for host in hosts)
         assert admitted <= PROVED_BURST
         later = 4.0
@@ -128,24 +130,24 @@ class TestAdmission:
             pass
         busy = sum(admission.admits_proved(host, later + at / 100) for at in range(100) for host in hosts)
         assert busy <= 2 * PROVED_BURST
-        assert admission.admits_proved("10.3.0.1", later + 1)
+        assert admission.admits_proved(THERE, later + 1)
 
     def test_addresses_are_capped(self) -> None:
         admission = self.loaded()
         for number in range(ADDRESSES_KEPT + 500):
-            assert admission.admits_proved(f"10.1.{number >> 8}.{number & 255}", float(number))
+            assert admission.admits_proved(number.to_bytes(4, "big"), float(number))
         assert admission.tracked == ADDRESSES_KEPT
 
 
 class TestCookieQueue:
     """Cookies under a flood; who comes for the first time sends again as a dial does."""
 
-    def flood(self, queue: CookieQueue, sources: list[str], began: float, seconds: float) -> int:
+    def flood(self, queue: CookieQueue, sources: list[bytes], began: float, seconds: float) -> int:
         return sum(
             queue.takes(sources[at % len(sources)], began + at / FLOOD_RATE) for at in range(int(seconds * FLOOD_RATE))
         )
 
-    def waited(self, queue: CookieQueue, sources: list[str], newcomer: str, began: float) -> float:
+    def waited(self, queue: CookieQueue, sources: list[bytes], newcomer: bytes, began: float) -> float:
         """How long a newcomer waits for its cookie."""
         now = asks = began
         for pause in RETRANSMIT_SECONDS:
@@ -157,34 +159,43 @@ class TestCookieQueue:
         return 99.0
 
     def test_all_together_are_bounded(self) -> None:
-        given = self.flood(CookieQueue(0.0), [f"10.0.{at >> 8}.{at & 255}" for at in range(65_536)], 0.0, 2.0)
-        assert COOKIE_REPLY_RATE <= given <= COOKIE_REPLY_BURST + 2 * COOKIE_REPLY_RATE
+        given = self.flood(CookieQueue(0.0), [at.to_bytes(4, "big") for at in range(65_536)], 0.0, 2.0)
+        assert COOKIE_REPLY_RATE <= given <= COOKIE_REPLY_BURST + 2 * COOKIE_REPLY_RATE + 3 * COOKIE_AGAIN_RATE
 
     def test_one_source_leaves_something_to_others(self) -> None:
         queue = CookieQueue(0.0)
-        self.flood(queue, ["10.0.0.1"], 0.0, 1.0)
-        given = [queue.takes(f"10.1.{at >> 8}.{at & 255}", 1.0) for at in range(1000)]
+        self.flood(queue, [HERE], 0.0, 1.0)
+        given = [queue.takes(at.to_bytes(4, "big"), 1.0) for at in range(1000)]
         assert sum(given) > 950  # a few share a place
 
     def test_newcomers_beside_some_thousand_sources(self) -> None:
-        sources = [f"10.0.{at >> 8}.{at & 255}" for at in range(4096)]
+        sources = [at.to_bytes(4, "big") for at in range(4096)]
         queue = CookieQueue(0.0)
         self.flood(queue, sources, 0.0, 2.0)
-        waits = [self.waited(queue, sources, f"10.9.0.{number}", 2.0 + 3 * number) for number in range(5)]
+        waits = [self.waited(queue, sources, bytes((10, 9, 0, number)), 2.0 + 3 * number) for number in range(5)]
         assert max(waits) < 1.0
 
     def test_newcomers_beside_sources_that_are_ever_new(self) -> None:
         chance = some_random()
         queue = CookieQueue(0.0)
-        sources = [".".join(map(str, chance.randbytes(4))) for _ in range(FLOOD_RATE * 4)]
+        sources = [chance.randbytes(4) for _ in range(FLOOD_RATE * 4)]
         self.flood(queue, sources, 0.0, 1.0)
-        waits = [self.waited(queue, sources, f"10.9.0.{number}", 1.0 + 4 * number) for number in range(5)]
+        waits = [self.waited(queue, sources, bytes((10, 9, 0, number)), 1.0 + 4 * number) for number in range(5)]
         assert max(waits) < 1.0
+
+    def test_who_was_given_one_waits_until_it_is_shown(self) -> None:
+        queue = CookieQueue(0.0)
+        while queue.takes(HERE, 0.0):
+            pass
+        assert queue.takes(THERE, 0.0)
+        assert not queue.takes(HERE, 0.0)
+        queue.used(HERE)
+        assert queue.takes(HERE, 0.0)  # somebody else behind the same NAT
 
     def test_its_memory_does_not_grow(self) -> None:
         queue = CookieQueue(0.0)
         assert not queue._asked
-        self.flood(queue, ["10.0.0.1"], 0.0, 0.01)
+        self.flood(queue, [HERE], 0.0, 0.01)
         before = len(queue._asked) + len(queue._given)
-        self.flood(queue, [f"2001:db8:{at:x}::1" for at in range(5000)], 1.0, 0.1)
+        self.flood(queue, [at.to_bytes(8, "big") for at in range(5000)], 1.0, 0.1)
         assert len(queue._asked) + len(queue._given) == before <= 1 << 20

@@ -12,6 +12,7 @@ from crust.proto.noise.envelope import outer_secret
 from crust.proto.noise.outcome import Network
 from crust.proto.tunnel import entrance
 from crust.proto.tunnel.constants import COOKIE_REPLY_BURST, HANDSHAKE_BURST, PROVED_BURST
+from crust.proto.tunnel.cookie import address_bytes
 from crust.proto.tunnel.handshake import TunnelInitiator
 from crust.testing.tunnel_sim import TunnelHost
 from crust.wire.handshake import Hello
@@ -123,7 +124,7 @@ class TestUnderLoad:
             outer_secret(world.bob.identity.id),
             random=world.net.random.randbytes,
         )
-        alice._cookie = world.bob.endpoint._entrance._admission.cookie("10.0.0.1", world.now)
+        alice._cookie = world.bob.endpoint._entrance._admission.cookie(address_bytes("10.0.0.1"), world.now)
         for _ in range(int(COOKIE_REPLY_BURST) + 100):
             mallory.send(mallory.request())
         before = costs.calls["opened"]
@@ -140,7 +141,7 @@ class TestUnderLoad:
             host = f"10.5.0.{number}"
             for _ in range(30):
                 another = Mallory(world)
-                another._made._cookie = admission.cookie(host, world.now)
+                another._made._cookie = admission.cookie(address_bytes(host), world.now)
                 mallory.send(another.request(), host)
         assert costs.calls["begun"] <= PROVED_BURST
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -13,7 +14,7 @@ from crust.proto.tunnel.handshake import SMALLEST_REQUEST, SaltMark, make_salt
 from crust.proto.tunnel.sealing import Opener
 from crust.testing.tunnel_sim import TunnelHost
 from crust.wire.tunnel import SMALLEST_DATAGRAM
-from tests.unit.proto.tunnel.world import ELSEWHERE, A, Address, World, some_data
+from tests.unit.proto.tunnel.world import ELSEWHERE, A, Address, B, World, some_data
 
 SOURCE = (0, ELSEWHERE)
 
@@ -175,3 +176,85 @@ class TestCopies:
         assert world.bob.endpoint.pending == 1
         knock = next(iter(world.bob.endpoint._entrance.knocks.values()))
         assert len(knock.responder._answers) <= ANSWERS_KEPT
+
+
+class TestCrowd:
+    """Single datagrams of many sources in one call: the same comes of them as one by one."""
+
+    def both(self, datagrams: list[bytes], prepare: Callable[[World], object] = lambda world: None) -> World:
+        worlds = World(), World()
+        for world in worlds:
+            prepare(world)
+        sources = [(0, (f"10.4.0.{at}", 4)) for at in range(len(datagrams))]
+        for datagram, source in zip(datagrams, sources, strict=True):
+            worlds[0].bob.endpoint.receive_datagrams(memoryview(datagram), len(datagram) or 1, source, worlds[0].now)
+        asked: list[int] = []
+
+        def route(at: int) -> tuple[int, Address]:
+            asked.append(at)
+            return sources[at]
+
+        worlds[1].bob.endpoint.receive_many(
+            [memoryview(each) for each in datagrams], route, lambda at: bytes((10, 4, 0, at)), worlds[1].now
+        )
+        assert worlds[0].bob.endpoint.stats == worlds[1].bob.endpoint.stats
+        assert worlds[0].bob.endpoint.pending == worlds[1].bob.endpoint.pending
+        self.asked = asked
+        return worlds[1]
+
+    def test_noise(self) -> None:
+        chance = random.Random(5)
+        sizes = [0, 1, SMALLEST_DATAGRAM - 1, SMALLEST_DATAGRAM, SMALLEST_REQUEST, MAX_REQUEST, 9000]
+        world = self.both([chance.randbytes(size) for size in sizes])
+        assert world.bob.endpoint.stats == {"datagram.short": 3, "datagram.stranger": 4}
+        assert self.asked == []  # not even their addresses are made
+
+    def test_nothing_but_short_ones(self) -> None:
+        assert self.both([b"", b"short"]).bob.endpoint.stats == {"datagram.short": 2}
+
+    @pytest.mark.parametrize("loaded", [False, True])
+    def test_requests(self, loaded: bool) -> None:
+        chance = random.Random(6)
+        asked = TunnelHost(World(), ELSEWHERE).dial(World().bob).handshake
+
+        def prepare(world: World) -> None:
+            while loaded and world.bob.endpoint._entrance._admission.admits(world.now):
+                pass
+
+        request = asked.request()
+        long = request[:16] + bytes(MAX_REQUEST)
+        broken = asked.request()[:-1] + b"!"
+        world = self.both([request, chance.randbytes(300), request, broken, long, asked.request()], prepare)
+        assert world.bob.endpoint.pending == (0 if loaded else 1)
+        assert world.bob.endpoint.stats["handshake.cookie_sent"] == (2 if loaded else 0)
+        assert world.bob.endpoint.stats["datagram.stranger"] == 3
+
+    def test_data_between_noise(self) -> None:
+        world = World()
+        ours, theirs = world.connect()
+        world.recording = True
+        world.tamper = lambda source, target, data: []
+        world.alice.send(ours, b"hello")
+        wanted = [data for source, target, data in world.wire if target == B]
+        chance = random.Random(7)
+        crowd = [chance.randbytes(300) for _ in range(20)] + wanted + [chance.randbytes(300) for _ in range(20)]
+        world.bob.endpoint.receive_many(
+            [memoryview(each) for each in crowd], lambda at: (0, A), lambda at: b"host", world.now
+        )
+        world.bob.pump()
+        assert world.bob.received[theirs] == b"hello"
+        assert world.bob.endpoint.stats["datagram.stranger"] == 40
+
+    def test_an_answer_to_a_dial_between_noise(self) -> None:
+        world = World()
+        world.alice.dial(world.bob)
+        answers: list[bytes] = []
+        world.tamper = lambda source, target, data: [data] if target == B else answers.append(data) or []  # type: ignore[func-returns-value]
+        world.after(0.1)
+        chance = random.Random(8)
+        crowd = [chance.randbytes(300), *answers, chance.randbytes(300)]
+        world.alice.endpoint.receive_many(
+            [memoryview(each) for each in crowd], lambda at: (0, B), lambda at: b"host", world.now
+        )
+        world.alice.pump()
+        assert len(world.alice.associations) == 1
