@@ -30,6 +30,8 @@ def check_characters(text: str, *, offset: int = 0) -> None:
     Raises:
         ParseError: naming the character and its position, counted from 1.
     """
+    if _ALPHABET.issuperset(text):
+        return
     for index, character in enumerate(text):
         if character not in _ALPHABET:
             hint = f"; perhaps {_MISTAKEN[character]!r}" if character in _MISTAKEN else ""

@@ -317,7 +317,12 @@ class Inbound(ABC):
         called = self._acceptor.calling(connection.peer)
         self._end()
         path = self._make_path(connection, now - self._sent_at, (now - self._opened_at) * 1000)
-        connection.path_received(path, self._groups, now)
+        with connection.pumped_late():
+            connection.path_received(path, self._groups, now)
+            self._tell(connection, path, new=new, called=called)
+
+    def _tell(self, connection: Connection, path: AnyPath, *, new: bool, called: bool) -> None:
+        """The peer has a path: who waits for it is told."""
         self._groups = []
         if new:
             self._core.connected(connection, path.info, accepted=not called)

@@ -7,7 +7,9 @@ events, and arms the timer. What applications see is made of it in `crust.node.c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from crust.crypto.keys import PeerId
@@ -142,6 +144,19 @@ class SessionDriver(ABC):
     def _pump_soon(self) -> None:
         self._pump_due = False
         self.pump()
+
+    @contextlib.contextmanager
+    def pumped_late(self) -> Iterator[None]:
+        """What is caused within is written in the turn of the event loop after the next.
+
+        A peer's first data follow its first record at once: whoever takes the connection may have answered them by
+        then, and the answers to both go out together.
+        """
+        self._pump_due = True
+        try:
+            yield
+        finally:
+            self._loop.call_soon(self._loop.call_soon, self._pump_soon)
 
     def pump(self) -> None:
         """Write what the session has to say, hand out its events, arm the timer."""

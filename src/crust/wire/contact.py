@@ -15,6 +15,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, get_args
 
 from crust.crypto.keys import PeerId
@@ -118,6 +119,7 @@ class Contact:
         return bytes((_VERSION,)) + _serialize_body(self)
 
 
+@lru_cache(maxsize=64)  # whoever dials again gives the same line
 def parse_target(text: str) -> Contact:
     """Read whatever a person may type to say whom to dial, in any case, with blanks around it.
 
