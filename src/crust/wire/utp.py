@@ -31,6 +31,7 @@ from crust.errors import RemoteProtocolError
 __all__ = [
     "HEADER_BYTES",
     "MAX_EXTENSIONS",
+    "MAX_RUN",
     "MAX_SACK_BYTES",
     "MAX_SACK_PACKETS",
     "SEQUENCE_NUMBERS",

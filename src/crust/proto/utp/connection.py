@@ -211,16 +211,9 @@ class UtpConnection(Outlet):
         """
         if not self._may_send:
             raise LocalProtocolError("send_data after the end of the connection")
-        accepted = 0
-        for buffer in (buffers,) if isinstance(buffers, (bytes, bytearray, memoryview)) else buffers:
-            view = memoryview(buffer)
-            if view.itemsize != 1 or not view.contiguous or view.ndim != 1:
-                view = view.cast("B")
-            taken = self._sender.offer(view, now)
-            accepted += taken
-            if taken < len(view):
-                break
-        return accepted
+        if isinstance(buffers, (bytes, bytearray, memoryview)):
+            return self._sender.offer([_of_bytes(buffers)], now)
+        return self._sender.offer(list(map(_of_bytes, buffers)), now)
 
     def read_all(self) -> list[Buffer]:
         """The data in order that has arrived since the last call, for who uses it up at once."""
@@ -538,3 +531,8 @@ class UtpConnection(Outlet):
         """
         if not self._life.ended:
             self._sender.restart_path(now, mtu_ceiling)
+
+
+def _of_bytes(buffer: Buffer) -> memoryview:
+    view = memoryview(buffer)
+    return view if view.itemsize == 1 and view.contiguous and view.ndim == 1 else view.cast("B")

@@ -6,7 +6,8 @@ which Python's garbage collector looks at again and again.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from itertools import accumulate
 
 from crust.wire.utp import Buffer
 
@@ -33,11 +34,19 @@ class SendQueue:
         self._done = 0  # buffers at the front of which nothing is needed any more
         self.size = 0
 
-    def append(self, buffer: memoryview) -> None:
-        """Queue a buffer, which is not empty; it must not change until it has been dropped."""
-        self.size += len(buffer)
-        self._buffers.append(buffer)
-        self._ends.append(self._taken + self.size)
+    def extend(self, buffers: list[memoryview], size: int) -> None:
+        """Queue the first `size` bytes of some buffers, none of which may change until it has been dropped."""
+        start = self._taken + self.size
+        end = start + size
+        ends = list(accumulate(map(len, buffers), initial=start))
+        if ends[-1] > end:
+            last = bisect_left(ends, end) - 1
+            buffers = [*buffers[:last], buffers[last][: end - ends[last]]]
+            ends[last + 1 :] = [end]
+        del ends[0]
+        self.size += size
+        self._buffers += buffers
+        self._ends += ends
 
     def take(self, payload_bytes: int, count: int) -> list[Buffer]:
         """At most `count` payloads of `payload_bytes` each; the last is shorter when the queue runs out."""
@@ -85,7 +94,9 @@ class SendQueue:
         size -= len(piece)
         while size:
             at += 1
-            piece = self._buffers[at][:size]
+            piece = self._buffers[at]
+            if len(piece) > size:
+                piece = piece[:size]
             pieces.append(piece)
             size -= len(piece)
         return b"".join(pieces)

@@ -26,6 +26,7 @@ from crust.proto.utp.send_queue import SendQueue
 from crust.proto.utp.timers import Timer
 from crust.wire.utp import (
     HEADER_BYTES,
+    MAX_RUN,
     Buffer,
     Extension,
     Header,
@@ -134,18 +135,14 @@ class Sender:
         """Losses of an earlier window are being mended."""
         return self.flight.una < self._recovery_point
 
-    def offer(self, buffer: memoryview, now: float) -> int:
-        """Queue as much of a buffer as there is room for; returns how much."""
-        size, queue, config, flight = len(buffer), self.queue, self._config, self.flight
-        waiting = queue.size
-        if size + waiting > config.unsent_limit or size + waiting + flight.held_bytes > config.send_buffer:
-            size = self.space
-            buffer = buffer[:size]
+    def offer(self, buffers: list[memoryview], now: float) -> int:
+        """Queue as much of some buffers as there is room for; returns how much."""
+        size = min(sum(map(len, buffers)), self.space)
         if size:
-            if not waiting and not flight.count:
+            if not self.queue.size and not self.flight.count:
                 self._progress = now
-                self._timers.set_if_unset(Timer.STALL, now + config.stall_timeout)
-            queue.append(buffer)
+                self._timers.set_if_unset(Timer.STALL, now + self._config.stall_timeout)
+            self.queue.extend(buffers, size)
         return size
 
     def forget(self) -> None:
@@ -494,7 +491,7 @@ class Sender:
             room -= probe - HEADER_BYTES
         # Whole packets, and the rest of the queue in a shorter one.
         count = -(-queue.size // segment) if room >= queue.size else room // segment
-        count = min(count, MAX_PACKETS_IN_FLIGHT - flight.count)
+        count = min(count, MAX_PACKETS_IN_FLIGHT - flight.count, MAX_RUN)
         if count > 0:
             self._append_run(queue.take(segment, count), now, header, batches)
 
@@ -514,10 +511,15 @@ class Sender:
         seq, count = self.flight.next_seq, len(payloads)
         size, last = len(payloads[0]), len(payloads[-1])
         self.flight.add(size, count, last, now)
+        headers = serialize_header_run(header, seq, count)
         step = self._most_packets(size)
-        for at in range(0, count, step):
-            part = payloads if count <= step else payloads[at : at + step]
-            batches.append(Batch(serialize_header_run(header, seq + at, len(part)), part, probe, is_run=True))
+        if count <= step:
+            batches.append(Batch(headers, payloads, probe, is_run=True))
+        else:
+            for at in range(0, count, step):
+                end = at + step
+                own = headers[at * HEADER_BYTES : end * HEADER_BYTES]
+                batches.append(Batch(own, payloads[at:end], is_run=True))
         total = size * (count - 1) + last
         self._pacer.spend(total)
         self._stats.packets_sent += count
