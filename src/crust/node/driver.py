@@ -44,7 +44,7 @@ _SMALL_GROUPS: Final = 4
 _PUMP_BYTES: Final = 1024 * 1024
 """Written in one go before others get a turn of the event loop."""
 
-WRITE_AT_ONCE: Final = 256 * 1024
+WRITE_AT_ONCE: Final = 512 * 1024
 """Queued bytes that are worth a write before the end of the loop's turn."""
 
 _PATHS_KEPT: Final = 64
@@ -261,7 +261,7 @@ class SessionDriver(ABC):
         now = monotonic()
         self._paths[path.id] = path
         self._remember(path.info)
-        self.session.attach(path.id, rank=rank, now=now, rtt=rtt)
+        self.session.attach(path.id, rank=rank, now=now, rtt=rtt, largest_burst=path.largest_burst)
         if len(self._paths) > _MOST_PATHS:
             self._drop_worst(path.id, now)
         self._watch.sent(now, HANDSHAKE_SECONDS)

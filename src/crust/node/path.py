@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from crust.errors import RemoteProtocolError
 from crust.net.tcp import TcpStream, WriteBuffers
 from crust.proto.record import RecordCodec
-from crust.proto.session.outbox import Group
+from crust.proto.session.outbox import GROUP_PAYLOADS, Group
 from crust.types import Path, PathKind, format_address
 
 if TYPE_CHECKING:
@@ -24,10 +24,12 @@ class AnyPath(Protocol):
     Attributes:
         id: unique in this process.
         info: for users.
+        largest_burst: payload records that are worth writing together while the path is fast.
     """
 
     id: int
     info: Path
+    largest_burst: int
 
     @property
     def writable(self) -> bool:
@@ -60,6 +62,8 @@ class TcpPath:
     """
 
     __slots__ = ("_buffers", "_codec", "_connection", "_held", "_stream", "id", "info")
+
+    largest_burst = GROUP_PAYLOADS
 
     def __init__(
         self,
@@ -164,6 +168,8 @@ class UtpPath:
     """
 
     __slots__ = ("_connection", "_link", "id", "info")
+
+    largest_burst = 2 * GROUP_PAYLOADS  # what a write costs beside sealing is more than over TCP
 
     def __init__(self, path_id: int, link: UtpLink, kind: PathKind, connection: Connection, at_ms: float) -> None:
         self.id = path_id

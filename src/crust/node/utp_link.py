@@ -24,7 +24,7 @@ _UNSENT_BYTES: Final = 128 * 1024
 _IDLE_SECONDS: Final = 0.5
 """Without a datagram in either direction."""
 
-GROUP_BYTES: Final = 512 * 1024
+GROUP_BYTES: Final = 768 * 1024
 """Room for the largest group."""
 
 _UNSETTLED: Final = (State.CLOSING, State.CLOSING_BOTH, State.LAST_ACK)

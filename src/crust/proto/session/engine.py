@@ -25,7 +25,7 @@ from crust.proto.session.flush import FlushMark
 from crust.proto.session.inbox import Inbox
 from crust.proto.session.limits import Limits
 from crust.proto.session.multiplexer import StreamMultiplexer
-from crust.proto.session.outbox import PRIORITIES, Group, GroupBuilder, Outbox
+from crust.proto.session.outbox import GROUP_PAYLOADS, PRIORITIES, Group, GroupBuilder, Outbox
 from crust.proto.session.paths import CONTROL_WAITING, SERVICES_WAITING, SessionPath, SessionPaths
 from crust.proto.session.streams import StreamTable
 from crust.proto.session.terms import SigningTerms
@@ -123,7 +123,9 @@ class Session:
 
     # --- paths ---------------------------------------------------------------------------------------------------
 
-    def attach(self, path_id: int, *, rank: int, now: float, rtt: float = 0.1) -> None:
+    def attach(
+        self, path_id: int, *, rank: int, now: float, rtt: float = 0.1, largest_burst: int = GROUP_PAYLOADS
+    ) -> None:
         """Add a path whose handshake is done; its HELLO goes out next.
 
         Args:
@@ -131,9 +133,10 @@ class Session:
             rank: lower is better; the best answering path carries the data.
             now: monotonic seconds.
             rtt: a first guess of its round-trip time.
+            largest_burst: payload records in a group while it turns out to be fast.
         """
         self._timers.clear(Timer.RESUME)
-        self._paths.attach(path_id, rank, now, rtt)
+        self._paths.attach(path_id, rank, now, rtt, largest_burst)
 
     def detach(self, path_id: int, now: float) -> None:
         """Remove a path that has ended."""
@@ -386,13 +389,14 @@ class Session:
             self._end(PeerLost(None, "the peer has restarted, or given this connection up"))
 
     def _acknowledged(self, next_expected: int, now: float) -> None:
-        first = not self.outbox.acked
-        if not self.outbox.acknowledge(next_expected):
+        outbox = self.outbox
+        first, retained = not outbox.acked, outbox.retained_bytes
+        if not outbox.acknowledge(next_expected):
             return
         if first:
             self.delivery.peer_hears()
-        self._paths.progressed(now)
-        close_number = self.outbox.close_number
+        self._paths.progressed(retained - outbox.retained_bytes, now)
+        close_number = outbox.close_number
         if close_number is not None and next_expected > close_number and self.remote_closed:
             self._end_after_writing(now)
         elif self.state is SessionState.CLOSING:

@@ -27,6 +27,10 @@ SETTLE_DELAY: Final = 1.0
 STALL_LEAST: Final = 0.5
 STALL_AGAIN: Final = 1.0
 
+FAST: Final = 64 * 1024 * 1024
+"""Bytes a second that a path carries at least if its groups may be as large as its transport likes: such a group takes
+8 ms, which an urgent message may have to wait for."""
+
 _PINGS_OUT: Final = 64
 
 # RFC 6298 §2 smoothing, for a round trip measured by PING.
@@ -43,15 +47,17 @@ class SessionPath:
         "heard_hello",
         "hello_due",
         "id",
+        "largest_burst",
         "last_heard",
         "probed_at",
+        "progressed_at",
         "rank",
         "resend",
         "rtt",
         "suspect",
     )
 
-    def __init__(self, path_id: int, rank: int, now: float, rtt: float) -> None:
+    def __init__(self, path_id: int, rank: int, now: float, rtt: float, largest_burst: int) -> None:
         self.id = path_id
         self.rank = rank
         self.hello_due = True
@@ -64,6 +70,8 @@ class SessionPath:
         self.suspect = False  # silent when it should have answered
         self.checking = False  # asked whether it still answers, as another has come up
         self.burst = 1  # payload records in a group: a slow path is acknowledged, and so seen to live, more often
+        self.largest_burst = largest_burst
+        self.progressed_at = now
 
     @property
     def patience(self) -> float:
@@ -127,9 +135,9 @@ class SessionPaths:
 
     # --- coming and going ----------------------------------------------------------------------------------------
 
-    def attach(self, path_id: int, rank: int, now: float, rtt: float) -> None:
+    def attach(self, path_id: int, rank: int, now: float, rtt: float, largest_burst: int) -> None:
         """Add a path whose handshake is done."""
-        self.by_id[path_id] = SessionPath(path_id, rank, now, rtt)
+        self.by_id[path_id] = SessionPath(path_id, rank, now, rtt, largest_burst)
         self.changes += 1
         # The first time early: it lets the front end give up what an idle path does not need.
         self._timers.set((Timer.HEARTBEAT, path_id), now + min(self._limits.heartbeat, SETTLE_DELAY))
@@ -258,10 +266,13 @@ class SessionPaths:
 
     # --- progress of what was sent -------------------------------------------------------------------------------
 
-    def progressed(self, now: float) -> None:
-        """The peer has acknowledged something new."""
-        if self.active is not None:
-            self.active.burst = min(2 * self.active.burst, GROUP_PAYLOADS)
+    def progressed(self, size: int, now: float) -> None:
+        """The peer has acknowledged `size` more bytes."""
+        path = self.active
+        if path is not None:
+            fast = size > FAST * (now - path.progressed_at)
+            path.burst = min(2 * path.burst, path.largest_burst if fast else GROUP_PAYLOADS)
+            path.progressed_at = now
         self._timers.clear(Timer.STALL)
         self._arm_stall(now)
 

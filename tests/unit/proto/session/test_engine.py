@@ -166,6 +166,33 @@ class TestAcknowledgement:
         assert len(pair.b.read_all()) == 40
 
 
+class TestBurst:
+    @staticmethod
+    def payloads(pause: float, **attach: int) -> list[int]:
+        """Payload records of one group after the other, each acknowledged after so many seconds."""
+        session, now = Pair().a.session, 1000.0
+        session.attach(77, rank=10, now=now, **attach)
+        session.receive_group(77, b"\0" + hello(window=1 << 30), [], now)
+        session.next_group(77, now)
+        for _ in range(60):
+            session.send(bytes(frames.RECORD_LIMIT), Priority.NORMAL, None)
+        sizes = []
+        for _ in range(6):
+            group = session.next_group(77, now)
+            assert group is not None
+            sizes.append(len(group[1]))
+            now += pause
+            session.receive_group(77, b"\0" + frames.serialize_ack(session.outbox.next_number), [], now)
+        return sizes
+
+    def test_grows_with_progress(self) -> None:
+        assert self.payloads(0.001) == [1, 2, 4, 4, 4, 4]
+
+    def test_grows_further_while_the_path_is_fast(self) -> None:
+        assert self.payloads(0.001, largest_burst=8) == [1, 2, 4, 8, 8, 8]
+        assert self.payloads(0.01, largest_burst=8) == [1, 2, 4, 4, 4, 4]
+
+
 class TestHello:
     def test_is_the_first_frame(self) -> None:
         pair = Pair()
