@@ -62,6 +62,9 @@ _APART: Final = 50e-6
 _MANY_AFTER: Final = 8
 """Single datagrams in a row, after which the next are read in one call: that takes a third of the time."""
 
+_MANY_BYTES: Final = 4096
+"""Larger ones are data of a peer: each is read into the memory from where it is opened, which stays in the cache."""
+
 _ERRORS_PER_TURN: Final = 64
 _SENT_AGAIN: Final = 3
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4) if hasattr(socket, "CMSG_SPACE") else 0
@@ -241,7 +244,7 @@ class UdpSocket:
                     return
                 if (alone and lone) or read >= _BYTES_PER_TURN or monotonic() - began > _SECONDS_PER_TURN:
                     break
-                in_a_row = in_a_row + 1 if lone else 0
+                in_a_row = in_a_row + 1 if lone and count <= _MANY_BYTES else 0
                 if in_a_row == _MANY_AFTER and self._can_read_many(sock):
                     receive = self._receive_many
         except BlockingIOError:
