@@ -228,6 +228,7 @@ class UdpFront:
         found = self._dials[dial] = UtpDial(dial, self._loop.create_future(), made)
         self.pump()
         self._core.handshake_watch.sent(now, HANDSHAKE_SECONDS)
+        self.endpoint.ephemerals.prepare(now)
         return found
 
     def cancel(self, dial: UtpDial[Any]) -> None:
@@ -357,10 +358,12 @@ class UdpFront:
 
     def accept(self, knock: Knock) -> UtpLink:
         """Answer with message 2."""
-        self.endpoint.answer(knock)
-        self._send_handshakes(monotonic())  # the peer works on it while we go on
+        now = monotonic()
+        self.endpoint.answer(knock, now)
+        self._send_handshakes(now)  # the peer works on it while we go on
         config, local = self._config(self._sockets[knock.route[0]], knock.route[1])
-        association = self.endpoint.accept(knock, config, monotonic())
+        association = self.endpoint.accept(knock, config, now)
+        self.endpoint.ephemerals.prepare(now)
         self._arm()
         return UtpLink(self, association, local)
 

@@ -105,7 +105,7 @@ class IkInitiator(_Ik):
         hash_name: "sha256", or "blake2s" for test vectors.
     """
 
-    __slots__ = ("_ephemeral", "_responder_static")
+    __slots__ = ("_ephemeral", "_responder_raw", "_responder_static")
 
     def __init__(
         self,
@@ -118,6 +118,7 @@ class IkInitiator(_Ik):
     ) -> None:
         self._static = static
         self._ephemeral = ephemeral
+        self._responder_raw = responder_static
         self._responder_static = public_key(responder_static)
         self._state = _SymmetricState(suite, prologue, responder_static, hash_name)
 
@@ -131,7 +132,7 @@ class IkInitiator(_Ik):
         state.mix_hash(self._ephemeral.public)
         state.mix_key(self._ephemeral.exchange(self._responder_static))
         sealed_static = state.encrypt_and_hash(self._static.public)
-        state.mix_key(self._static.exchange(self._responder_static))
+        state.mix_key(self._static.exchange_again(self._responder_raw, self._responder_static))
         return self._ephemeral.public + sealed_static + state.encrypt_and_hash(payload)
 
     def read_message_2(self, message: bytes) -> bytes:

@@ -310,7 +310,9 @@ class Association:
         """Begin to renew the keys, or ask again."""
         if self._renewal is None:
             self._renewal_index = self._endpoint.reserve_index()
-            self._renewal = self._endpoint.initiator(self.peer, self._renewal_index, self._suite, renews=self._hash)
+            self._renewal = self._endpoint.initiator(
+                self.peer, self._renewal_index, now, self._suite, renews=self._hash
+            )
             self._renewal_tries = 0
         self._queue(ControlKind.RENEW, self._renewal.message)
         self._timers.set(Timer.RENEW, now + RENEW_RETRY_SECONDS[min(self._renewal_tries, len(RENEW_RETRY_SECONDS) - 1)])

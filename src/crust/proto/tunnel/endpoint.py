@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from cryptography.exceptions import InvalidTag
 
 from crust.crypto.aead import Suite
+from crust.crypto.dh import Ephemerals
 from crust.crypto.keys import Identity, PeerId
 from crust.proto.noise.envelope import outer_secret
 from crust.proto.noise.outcome import HandshakeFailed, Network, Random
@@ -69,6 +70,7 @@ class TunnelEndpoint:
         id: our PeerId.
         random: see above.
         sealer: seals for all associations.
+        ephemerals: for our handshakes.
         config_for: gives the settings of µTP on a way; used where a dial goes to many addresses.
         touched: associations with something to do for the front end: data, events, or datagrams to send.
     """
@@ -87,6 +89,7 @@ class TunnelEndpoint:
         self.id: Final = identity.id
         self.random: Final = random
         self.sealer: Final = Sealer()
+        self.ephemerals: Final = Ephemerals(random)
         self.stats: Counter[str] = Counter()
         self.touched: dict[Association, None] = {}
         self._identity = identity
@@ -154,6 +157,7 @@ class TunnelEndpoint:
         self,
         peer: PeerId,
         index: int,
+        now: float,
         suite: Suite | None = None,
         *,
         renews: bytes = b"",
@@ -166,6 +170,7 @@ class TunnelEndpoint:
             self.introduction(index),
             outer_secret(peer),
             random=self.random,
+            ephemeral=self.ephemerals.take(now),
             suite=suite,
             renews=renews,
         )
@@ -208,7 +213,7 @@ class TunnelEndpoint:
     def dial(self, peer: PeerId, route: Route, config: UtpConfig, now: float) -> Dial:
         """Begin a handshake; `DialSucceeded` or `DialFailed` follows, or nothing: time-outs are the caller's."""
         index = self.reserve_index()
-        dial = Dial(peer, route, index, self.initiator(peer, index), config, now)
+        dial = Dial(peer, route, index, self.initiator(peer, index, now), config, now)
         self._by_index[index] = dial
         self._dials.setdefault(route, []).append(dial)
         self._send_request(dial, now)
@@ -217,7 +222,7 @@ class TunnelEndpoint:
     def punch(self, peer: PeerId, now: float) -> Dial:
         """Begin one handshake with all addresses that a peer may have; `probe` sends its requests."""
         index = self.reserve_index()
-        dial = Dial(peer, None, index, self.initiator(peer, index), None, now)
+        dial = Dial(peer, None, index, self.initiator(peer, index, now), None, now)
         dial.handshake.keep_requests(PUNCH_REQUESTS_KEPT)
         self._by_index[index] = dial
         return dial
@@ -251,16 +256,16 @@ class TunnelEndpoint:
             if not dials:
                 del self._dials[route]
 
-    def answer(self, knock: Knock) -> None:
+    def answer(self, knock: Knock, now: float) -> None:
         """Make message 2 ready to go out; `accept` follows at once, while the peer works on it."""
         knock.index = self.reserve_index()
-        knock.responder.answer(self.introduction(knock.index), self.random)
+        knock.responder.answer(self.introduction(knock.index), self.ephemerals.take(now))
         self._entrance.answer(knock, knock.datagram, knock.route)
 
     def accept(self, knock: Knock, config: UtpConfig, now: float) -> Association:
         """The association of a peer that was answered, or is now; nothing is sent over it before it is proved."""
         if knock.index is None:
-            self.answer(knock)
+            self.answer(knock, now)
         assert knock.index is not None
         knock.association = Association(self, knock.responder.keys, knock.index, knock.route, config, now)
         self._arm(knock.association)

@@ -239,13 +239,14 @@ class TunnelInitiator:
         network: ours.
         introduction: what we say of ourselves.
         random: gives that many random bytes.
+        ephemeral: a key pair that is used for nothing else; a new one when left out.
         suite: the cipher; what is faster here when left out.
         renews: the hash of the handshake whose keys are replaced; nothing for a new association.
     """
 
     __slots__ = ("_cookie", "_hello", "_message", "_noise", "_random", "_remote", "_requests", "_secret", "_suite")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a handshake is made of
         self,
         identity: Identity,
         remote: PeerId,
@@ -254,6 +255,7 @@ class TunnelInitiator:
         secret: bytes,
         *,
         random: Random,
+        ephemeral: DhKey | None = None,
         suite: Suite | None = None,
         renews: bytes = b"",
     ) -> None:
@@ -264,7 +266,8 @@ class TunnelInitiator:
         self._random = random
         self._secret = secret
         prologue = _prologue(network, self._suite, remote, renews)
-        self._noise = IkInitiator(self._suite, prologue, identity.dh, DhKey(random(DH_BYTES)), remote.x25519)
+        ephemeral = ephemeral or DhKey(random(DH_BYTES))
+        self._noise = IkInitiator(self._suite, prologue, identity.dh, ephemeral, remote.x25519)
         self._message = self._noise.write_message_1(serialize_introduction(introduction))
         self._cookie: bytes | None = None
         # (salt, tag, where it went), the newest first.
@@ -488,14 +491,14 @@ class TunnelResponder:
             raise Discarded(DiscardReason.WRONG_PEER_ID)
         return introduction
 
-    def answer(self, introduction: Introduction, random: Random) -> None:
+    def answer(self, introduction: Introduction, ephemeral: DhKey) -> None:
         """Make message 2, once; `response` seals it as often as it is asked for.
 
         Args:
             introduction: what we say of ourselves.
-            random: gives random bytes.
+            ephemeral: a key pair that is used for nothing else.
         """
-        self._message = self._noise.write_message_2(DhKey(random(DH_BYTES)), serialize_introduction(introduction))
+        self._message = self._noise.write_message_2(ephemeral, serialize_introduction(introduction))
 
     @property
     def keys(self) -> TunnelKeys:
@@ -504,7 +507,7 @@ class TunnelResponder:
 
     def accept(self, introduction: Introduction, random: Random) -> TunnelKeys:
         """Make message 2, and the keys."""
-        self.answer(introduction, random)
+        self.answer(introduction, DhKey(random(DH_BYTES)))
         return self.keys
 
     @property
