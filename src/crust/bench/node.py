@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import crust
+from crust import Config, ConnectError, Connection, Node
 from crust.bench.process import UnsupportedError
 from crust.bench.rows import DONE, Role, Row
 from crust.types import Transport
@@ -29,14 +29,14 @@ class CrustRow(Row):
 
     def __init__(self, transport: Transport, **limits: Any) -> None:
         super().__init__()
-        missing = limits.keys() - set(crust.Config.__struct_fields__)
+        missing = limits.keys() - set(Config.__struct_fields__)
         if missing:
             raise UnsupportedError(f"this version of Crust has no setting {', '.join(sorted(missing))}")
         self._transport = transport
         self._limits = limits
-        self._nodes: list[crust.Node] = []
+        self._nodes: list[Node] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._dialler: crust.Node | None = None
+        self._dialler: Node | None = None
 
     async def serve(self, role: Role, *, count: int, listeners: int) -> list[Any]:
         """Open nodes, each with an identity of its own, that listen on the loopback interface."""
@@ -82,8 +82,8 @@ class CrustRow(Row):
         await asyncio.gather(*(node.close() for node in nodes))
         self._nodes, self._dialler = [], None
 
-    async def _open(self, listen: list[str]) -> crust.Node:
-        config = crust.Config(
+    async def _open(self, listen: list[str]) -> Node:
+        config = Config(
             listen=listen,
             transports=[self._transport],
             network_name="crust bench",
@@ -93,15 +93,15 @@ class CrustRow(Row):
             lan=False,
             **self._limits,
         )
-        node = crust.Node(config=config)
+        node = Node(config=config)
         await node.start()
         self._nodes.append(node)
         return node
 
-    async def _connect(self, node: crust.Node, address: str) -> crust.Connection:
+    async def _connect(self, node: Node, address: str) -> Connection:
         try:
             connection = await node.connect(address, timeout=_CONNECT_SECONDS)
-        except crust.ConnectError as error:
+        except ConnectError as error:
             if self._transport == "tcp":
                 raise
             raise UnsupportedError(f"no {self._transport} connection: {error}") from error
@@ -115,7 +115,7 @@ class CrustRow(Row):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _accept(self, node: crust.Node, role: Role, count: int) -> None:
+    async def _accept(self, node: Node, role: Role, count: int) -> None:
         async for connection in node:
             if role == "hold":
                 self.held.append(connection)
@@ -128,7 +128,7 @@ class CrustRow(Row):
 class _Link:
     """The dialling side of a connection."""
 
-    def __init__(self, connection: crust.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.send = connection.send
 
@@ -139,12 +139,12 @@ class _Link:
         await self._connection.close()
 
 
-async def _echo(connection: crust.Connection) -> None:
+async def _echo(connection: Connection) -> None:
     async for message in connection:
         await connection.send(message.data)
 
 
-async def _count(connection: crust.Connection, count: int) -> None:
+async def _count(connection: Connection, count: int) -> None:
     async for message in connection:
         assert message.data
         count -= 1
