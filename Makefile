@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 4
 FUZZ_SECONDS ?= 60
 BIN := $(VENV)/bin
 

@@ -170,14 +170,15 @@ class TestEarly:
 
 def test_a_message_in_fragments_of_two_bytes_takes_hardly_more_memory_than_its_own() -> None:
     inbox = Inbox(4 * MIB, MIB, 64 * MIB)
+    size = MIB // 4
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        for number in range(MIB // 2 - 1):
+        for number in range(size // 2 - 1):
             data = bytes((number & 255, 1))
-            assert inbox.add_fragment(frames.Fragment(number, 4, MIB, data)) is None
-        assert tracemalloc.get_traced_memory()[0] - before < 1.5 * MIB
+            assert inbox.add_fragment(frames.Fragment(number, 4, size, data)) is None
+        assert tracemalloc.get_traced_memory()[0] - before < 1.5 * size
     finally:
         tracemalloc.stop()
-    whole = inbox.add_fragment(frames.Fragment(1, 4, MIB, b"\xff\1"))
-    assert whole == bytes(at for number in range(MIB // 2) for at in (number & 255, 1))
+    whole = inbox.add_fragment(frames.Fragment(1, 4, size, b"\xff\1"))
+    assert whole == bytes(at for number in range(size // 2) for at in (number & 255, 1))
