@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -48,6 +49,15 @@ async def ended(pids: Iterable[int]) -> None:
             stack.callback(os.close, descriptors[-1])
         for descriptor in descriptors:
             await readable(descriptor)
+
+
+async def interrupt(process: asyncio.subprocess.Process, started: Iterable[int]) -> None:
+    """SIGINT ends a command within two seconds, and what it has started soon after."""
+    os.kill(process.pid, signal.SIGINT)
+    async with asyncio.timeout(2.5):
+        assert await process.wait() == 130
+    async with asyncio.timeout(2):
+        await ended(started)
 
 
 async def readable(descriptor: int) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +16,7 @@ from crust.bench.control import FIGURES, Plan, Results, measure
 from crust.bench.process import UnsupportedError, Worker, WorkerError
 from crust.bench.report import BARS, check, medians, summary
 from crust.cli import bench
-from tests.cli.processes import alive, children, ended
+from tests.cli.processes import alive, children, ended, interrupt
 from tests.commands import CRUST
 from tests.waiting import eventually
 
@@ -275,9 +273,5 @@ async def test_interrupt_ends_it_and_its_workers_within_two_seconds() -> None:
     await eventually(lambda: len(children(process.pid)) >= 2)  # they have said nothing yet
     workers = children(process.pid)
     assert len(workers) == 2
-    os.kill(process.pid, signal.SIGINT)
-    async with asyncio.timeout(2.5):
-        assert await process.wait() == 130
+    await interrupt(process, workers)
     assert await process.stdout.read() == b""
-    async with asyncio.timeout(2):
-        await ended(workers)

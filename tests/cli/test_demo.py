@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import crust
 from crust.cli import demo_folder, demo_proof, main
 from crust.cli.output import CommandError
 from crust.testing.natlab import Lab, LabUnavailable
-from tests.cli.processes import children, ended
+from tests.cli.processes import children, interrupt
 from tests.commands import CRUST
 
 
@@ -155,12 +154,8 @@ async def test_interrupt_leaves_nothing_behind(tmp_path: Path, moment: str, stag
         assert line, await process.stderr.read()
     started = children(process.pid)
     assert len(started) == 2  # the other side or the laboratory, and what removes the files should we be killed
-    os.kill(process.pid, signal.SIGINT)
-    async with asyncio.timeout(2.5):
-        assert await process.wait() == 130
+    await interrupt(process, started)
     assert await process.stderr.read() == b""
-    async with asyncio.timeout(2):
-        await ended(started)
     assert list(tmp_path.iterdir()) == []
 
 

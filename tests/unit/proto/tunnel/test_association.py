@@ -101,6 +101,11 @@ class TestRenewal:
     def renewed(self, host: TunnelHost) -> int:
         return host.endpoint.stats["tunnel.renewed"]
 
+    def carry_both_ways(self, world: World, ours: Association, theirs: Association, size: int) -> None:
+        data = some_data(size)
+        assert world.transfer(world.alice, ours, world.bob, theirs, data, 10)
+        assert world.transfer(world.bob, theirs, world.alice, ours, data, 10)
+
     @pytest.mark.parametrize("dialler", [True, False])
     def test_either_side(self, dialler: bool) -> None:
         world = World(FAST)
@@ -110,9 +115,7 @@ class TestRenewal:
         host.pump()
         world.after(1)
         assert self.renewed(world.alice) == self.renewed(world.bob) == 1
-        data = some_data(500_000)
-        assert world.transfer(world.alice, ours, world.bob, theirs, data, 10)
-        assert world.transfer(world.bob, theirs, world.alice, ours, data, 10)
+        self.carry_both_ways(world, ours, theirs, 500_000)
 
     def test_by_the_clock(self) -> None:
         """Who dialled begins a little before the hour; if it is silent, the other side."""
@@ -150,9 +153,7 @@ class TestRenewal:
             host.pump()
         world.after(2)
         assert self.renewed(world.alice) == self.renewed(world.bob) == 1
-        data = some_data(100_000)
-        assert world.transfer(world.alice, ours, world.bob, theirs, data, 10)
-        assert world.transfer(world.bob, theirs, world.alice, ours, data, 10)
+        self.carry_both_ways(world, ours, theirs, 100_000)
 
     def test_the_old_key_lives_ten_seconds(self) -> None:
         world = World()
