@@ -3,8 +3,9 @@
     python tools/udp_attack.py [--rate 50000] [--seconds 4] [--attack NAME]... [--namespace] [--json]
 
 Five processes on this machine: the node, a friend that transfers to it as fast as it can over µTP, newcomers that
-connect over µTP one after the other, and the generator. For each attack the transfer is measured before it, while the
-generator sends the same to a port that nobody reads (what the generator itself takes of the processor), and under it.
+connect over µTP alone, one after the other, and the generator. An attacker would bring a machine of his own, and here
+the generator takes its share of this one's. So for each attack the transfer is measured undisturbed, under attack, and,
+before and after that, while the generator sends the same to a port of nobody: what is kept of the last is the figure.
 As root, or with --namespace (a network namespace of its own), sources are spoofed; otherwise they are ports of
 127.0.0.0/8.
 """
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import crust
@@ -200,8 +202,15 @@ class Role:
 # --- attacks ----------------------------------------------------------------------------------------------------------
 
 
-def requests(peer: crust.PeerId, network: str, count: int) -> list[bytes]:
-    """Authentic first messages, of new keys; each comes in several envelopes, since making keys takes time."""
+def requests(peer: crust.PeerId, network: str, count: int, cookie: bytes | None = None) -> list[bytes]:
+    """Authentic first messages, of new keys; each comes in several envelopes, since making keys takes time.
+
+    Args:
+        peer: to whom.
+        network: in which.
+        count: how many.
+        cookie: what they claim to have been given.
+    """
     found: list[bytes] = []
     while len(found) < count:
         identity = crust.Identity.generate()
@@ -211,6 +220,7 @@ def requests(peer: crust.PeerId, network: str, count: int) -> list[bytes]:
         made = TunnelInitiator(
             identity, peer, Network.of(network), introduction, outer_secret(peer), random=secrets.token_bytes
         )
+        made._cookie = cookie
         found.extend(made.request() for _ in range(8))
     CHANCE.shuffle(found)
     return found
@@ -239,9 +249,10 @@ def noise(least: int, most: int) -> list[bytes]:
 
 
 def attacks(peer: crust.PeerId, taken: list[bytes], local: str) -> dict[str, dict[str, Any]]:
-    """What is sent, and from where: "many" sources, "friend" (spoofed) or one port in batches."""
+    """What is sent, and from where: "many" sources, as many as datagrams ("each"), "one", "friend", or "batches"."""
     small = [data for data in taken if len(data) <= 1500]
     first = [data for data in taken if len(data) < 800][:1]
+    fresh = requests(peer, "crust", FRESH)
     return {
         "noise": {"datagrams": noise(48, 1472), "from": "many"},
         "noise as long as requests": {"datagrams": noise(227, 738), "from": "many"},
@@ -255,18 +266,23 @@ def attacks(peer: crust.PeerId, taken: list[bytes], local: str) -> dict[str, dic
         "noise from the friend's address": {"datagrams": noise(227, 738), "from": "friend"},
         "truncated": {"datagrams": truncated(small), "from": "many"},
         "requests of another network": {"datagrams": unreadable(peer, "crust", FRESH), "from": "many"},
-        "authentic requests": {"datagrams": requests(peer, "crust", FRESH), "from": "many"},
+        "authentic requests": {"datagrams": fresh, "from": "many"},
+        "authentic requests of one source": {"datagrams": fresh, "from": "one"},
+        "authentic requests, each of another source": {"datagrams": fresh, "from": "each"},
+        "requests with invented cookies": {"datagrams": requests(peer, "crust", FRESH, bytes(16)), "from": "many"},
     }
 
 
 def sources(kind: str, local: str, raw: bool) -> list[str]:
     if kind == "friend":
         return [local]
+    if kind == "one":
+        return ["127.9.9.9:9999"]
     if raw:
         return [
             f"127.{CHANCE.randrange(1, 255)}.{CHANCE.randrange(255)}.{CHANCE.randrange(1, 255)}"
             f":{CHANCE.randrange(1024, 65536)}"
-            for _ in range(POOL)
+            for _ in range(FRESH if kind == "each" else POOL)
         ]
     return [f"127.{CHANCE.randrange(1, 255)}.{CHANCE.randrange(255)}.1:0" for _ in range(64)]
 
@@ -294,6 +310,17 @@ async def speed(node: Role, seconds: float) -> tuple[float, float]:
     return (last["bytes"] - first["bytes"]) / passed / 1e6, (last["cpu"] - first["cpu"]) / passed
 
 
+async def beside(order: dict[str, Any], node: Role, seconds: float) -> float:
+    """MB/s while the generator sends to a port of nobody."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
+        sink.bind(("127.0.0.1", 0))
+        generating = asyncio.create_task(generate(sink.getsockname()[1], {**order, "seconds": seconds + 0.5}))
+        await asyncio.sleep(0.5)
+        found, _ = await speed(node, seconds)
+        await generating
+        return found
+
+
 async def one(name: str, what: dict[str, Any], place: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     node, comer = place["node"], place["newcomer"]
     seconds = options.seconds
@@ -306,13 +333,8 @@ async def one(name: str, what: dict[str, Any], place: dict[str, Any], options: a
         "raw": raw and what["from"] != "batches",
         "gso": what["from"] == "batches",
     }
-    base, cpu_base = await speed(node, seconds / 2)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
-        sink.bind(("127.0.0.1", 0))
-        control = asyncio.create_task(generate(sink.getsockname()[1], {**order, "seconds": seconds / 2 + 0.5}))
-        await asyncio.sleep(0.5)
-        beside, _ = await speed(node, seconds / 2)
-        await control
+    base, cpu_base = await speed(node, seconds / 3)
+    elsewhere = [await beside(order, node, seconds / 3)]
     before = await node.ask()
     ally_before = await place["ally"].ask()
     attack = asyncio.create_task(generate(place["port"], order))
@@ -330,7 +352,8 @@ async def one(name: str, what: dict[str, Any], place: dict[str, Any], options: a
     await coming
     after = await node.ask()
     ally_after = await place["ally"].ask()
-    again, _ = await speed(node, 0.5)
+    again, _ = await speed(node, seconds / 3)
+    elsewhere.append(await beside(order, node, seconds / 3))
     counted = {
         key: after["stats"].get(key, 0) - before["stats"].get(key, 0)
         for key in after["stats"]
@@ -339,8 +362,9 @@ async def one(name: str, what: dict[str, Any], place: dict[str, Any], options: a
     return {
         "attack": name,
         "sent_per_s": round(sent["sent"] / sent["seconds"]),
-        "mb_s": {"before": base, "generator_elsewhere": beside, "under_attack": under, "afterwards": again},
-        "kept": under / max(base, 0.001),
+        "mb_s": {"before": base, "generator_elsewhere": elsewhere, "under_attack": under, "afterwards": again},
+        "kept": under / max(sum(elsewhere) / 2, 0.001),
+        "kept_of_undisturbed": under / max((base + again) / 2, 0.001),
         "cpu": {"before": cpu_base, "under_attack": cpu_under},
         "newcomers_s": took,
         "memory_kib": after["memory_kib"] - before["memory_kib"],
@@ -382,11 +406,13 @@ def show(found: dict[str, Any], *, as_json: bool) -> None:
     mb = found["mb_s"]
     times = [t for t in found["newcomers_s"] if t is not None]
     print(
-        f"{found['attack']}: {found['sent_per_s']}/s, transfer {mb['before']:.0f} → {mb['under_attack']:.0f} MB/s "
-        f"({found['kept']:.0%}; generator elsewhere {mb['generator_elsewhere']:.0f}, afterwards "
-        f"{mb['afterwards']:.0f}), "
+        f"{found['attack']}: {found['sent_per_s']}/s, transfer keeps {found['kept']:.0%} "
+        f"({' and '.join(f'{each:.0f}' for each in mb['generator_elsewhere'])} MB/s with the generator sending "
+        f"elsewhere, {mb['under_attack']:.0f} under attack; {found['kept_of_undisturbed']:.0%} of "
+        f"{mb['before']:.0f} and {mb['afterwards']:.0f} without it), "
         f"cpu {found['cpu']['before']:.2f} → {found['cpu']['under_attack']:.2f},\n"
-        f"    newcomers {len(times)} of {len(found['newcomers_s'])}, slowest {max(times, default=0):.2f} s, "
+        f"    newcomers {len(times)} of {len(found['newcomers_s'])}, median {median(times or [0]):.2f} s, "
+        f"slowest {max(times, default=0):.2f} s, "
         f"memory {found['memory_kib']:+} KiB, not read {found['not_read']}\n"
         f"    {found['counted']}\n    {found['tables']}\n    {found['sender']}",
         flush=True,

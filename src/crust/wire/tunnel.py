@@ -21,7 +21,7 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from crust.crypto.aead import TAG_BYTES, Suite
 from crust.crypto.dh import DH_BYTES
@@ -127,8 +127,7 @@ class Introduction:
     hello: Hello
 
 
-@dataclass(frozen=True, slots=True)
-class TunnelRequest:
+class TunnelRequest(NamedTuple):
     """The body of message 1.
 
     Attributes:

@@ -43,14 +43,14 @@ ADDRESS_RATE: Final = 20.0
 ADDRESS_BURST: Final = 40.0
 ADDRESSES_KEPT: Final = 4096
 # One costs as much as leaving five requests unanswered.
-COOKIE_REPLY_RATE: Final = 5000.0
-COOKIE_REPLY_BURST: Final = 5000.0
+COOKIE_REPLY_RATE: Final = 4000.0
+COOKIE_REPLY_BURST: Final = 4000.0
 # More of them for addresses that were given one of late.
 COOKIE_AGAIN_RATE: Final = 500.0
 # To have asked, or to have been given a cookie, counts for so long, or twice as long. The first covers the pauses of
 # who dials; the second times the rate is how many sources there may be before newcomers have to wait for each other.
 ASKED_SECONDS: Final = 0.5
-GIVEN_SECONDS: Final = 1.0
+GIVEN_SECONDS: Final = 2.0
 # Answers a second to requests that come again, since nothing limits how often somebody sends a copy.
 ANSWER_RATE: Final = 500.0
 ANSWER_BURST: Final = 500.0

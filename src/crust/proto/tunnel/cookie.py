@@ -169,7 +169,7 @@ class Course(enum.Enum):
 
     COPY = "as one that has come before, of a handshake under way"
     ANSWER = "as long as the rate lasts: see `Admission.admits`"
-    PROVED = "its sender has shown a cookie: see `Admission.admits_proved`"
+    PROVED = "its sender has shown a cookie, and not too often"
     COOKIE = "with a cookie, if it is authentic"
     NONE = "not at all: too many others came at the same time"
 
@@ -205,7 +205,7 @@ class Admission:
             return Course.ANSWER
         if shows and self._jar.accepts(start[SALT_BYTES:], address, start[:SALT_BYTES], now):
             self._queue.used(address)
-            return Course.PROVED
+            return Course.PROVED if self.admits_proved(address, now) else Course.NONE
         if self._queue.takes(address, now):
             self.admits(now)  # the load lasts as long as so many ask
             return Course.COOKIE

@@ -179,7 +179,7 @@ class Entrance:
             self._count("handshake.cookie_sent")
             self._send(seal_cookie(self._secret, datagram, self._admission.cookie(address, now), self._random), route)
             return
-        if course is Course.NONE or (course is Course.PROVED and not self._admission.admits_proved(address, now)):
+        if course is Course.NONE:
             self._count("handshake.over_rate")
             return
         responder = self._responder(opened.request)

@@ -20,7 +20,7 @@ import itertools
 from collections import deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -373,8 +373,7 @@ class TunnelInitiator:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedRequest:
+class OpenedRequest(NamedTuple):
     """A message 1 whose envelope has opened: its sender knows our PeerId, no more is known.
 
     Attributes:
