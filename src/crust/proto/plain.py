@@ -6,7 +6,7 @@ these. A record is a 16-bit field, its length - 1, and its bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from crust.errors import RemoteProtocolError
@@ -22,11 +22,12 @@ _MOST_PAYLOADS: Final = 15
 class PlainRecords:
     """Splits a stream into groups of records."""
 
-    __slots__ = ("_chunks", "_control", "_due", "_length", "_offset", "_payloads", "_size")
+    __slots__ = ("_chunks", "_control", "_due", "_length", "_offset", "_payloads", "_size", "_used")
 
     def __init__(self) -> None:
         self._chunks: list[Buffer] = []  # a few; an empty deque takes 760 bytes
-        self._offset = 0  # of the first chunk, what was used
+        self._used = 0  # chunks
+        self._offset = 0  # of the next one, what was used
         self._size = 0  # bytes not used yet
         self._length = 0  # of the record under way; 0: not known yet
         self._control = b""
@@ -43,20 +44,23 @@ class PlainRecords:
                 out += ((len(payload) - 1).to_bytes(_FIELD, "big"), payload)
         return out
 
-    def receive(self, chunks: Iterable[Buffer]) -> list[tuple[bytes, list[bytes]]]:
+    def receive(self, chunks: Sequence[Buffer]) -> list[tuple[bytes, list[bytes]]]:
         """Take in bytes in the order of the stream; returns the groups that are whole.
 
         Raises:
             RemoteProtocolError: something that is no record.
         """
+        if len(chunks) == 1 and not (self._size or self._length or self._due):
+            lone = chunks[0]
+            if type(lone) is bytes and self._is_lone(lone):
+                return [(lone[_FIELD:], [])]
+        self._chunks += chunks
+        self._size += sum(map(len, chunks))
         groups: list[tuple[bytes, list[bytes]]] = []
-        for chunk in chunks:
-            if type(chunk) is bytes and not (self._size or self._length or self._due) and self._is_lone(chunk):
-                groups.append((chunk[_FIELD:], []))
-                continue
-            self._chunks.append(chunk)
-            self._size += len(chunk)
-            self._split(groups)
+        self._split(groups)
+        # At once, as there are many when a peer sends crumbs.
+        del self._chunks[: self._used]
+        self._used = 0
         return groups
 
     @staticmethod
@@ -71,7 +75,7 @@ class PlainRecords:
             if not length:
                 if self._size < _FIELD:
                     return
-                length = self._length = int.from_bytes(self._take(_FIELD), "big") + 1
+                length = self._length = self._take_field() + 1
             if self._size < length:
                 return
             plain = self._take(length)
@@ -89,28 +93,37 @@ class PlainRecords:
                 self._control = b""
                 self._payloads = []
 
+    def _take_field(self) -> int:
+        """The next field, which is there."""
+        head, start = self._chunks[self._used], self._offset
+        end = start + _FIELD
+        if end >= len(head):
+            return int.from_bytes(self._take(_FIELD), "big")
+        self._offset = end
+        self._size -= _FIELD
+        return head[start] << 8 | head[start + 1]
+
     def _take(self, wanted: int) -> bytes:
         """The next bytes, which are there."""
-        chunks, start = self._chunks, self._offset
+        chunks, used, start = self._chunks, self._used, self._offset
         self._size -= wanted
-        head = chunks[0]
+        head = chunks[used]
         end = start + wanted
         if end < len(head):
             self._offset = end
             return bytes(head[start:end])
         pieces: list[Buffer] = []
-        used = 0  # chunks; they go at once, as there are many when a peer sends crumbs
-        while True:
-            head = chunks[used]
-            piece = memoryview(head)[start : start + wanted] if start or len(head) > wanted else head
-            pieces.append(piece)
-            wanted -= len(piece)
-            if start + len(piece) == len(head):
-                used += 1
-                start = 0
-            else:
-                start += len(piece)
-            if not wanted:
-                self._offset = start
-                del chunks[:used]
-                return b"".join(pieces)
+        while wanted:
+            size = len(head) - start
+            if size > wanted:
+                pieces.append(memoryview(head)[start : start + wanted])
+                start += wanted
+                break
+            pieces.append(memoryview(head)[start:] if start else head)
+            wanted -= size
+            used += 1
+            start = 0
+            if wanted:
+                head = chunks[used]
+        self._used, self._offset = used, start
+        return b"".join(pieces)
