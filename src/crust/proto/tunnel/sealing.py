@@ -190,9 +190,10 @@ def _tunnel_headers(
     low = first & 0xFFFF
     if is_run and low + count <= 0x10000:
         run = bytearray((index + first.to_bytes(8, "big") + headers[:UTP_BYTES]) * count)
-        run[11::32] = _LOW[low & 0xFF : (low & 0xFF) + count]
-        if (low & 0xFF) + count > 256:
-            run[10::32] = bytes(number >> 8 for number in range(low, low + count))
+        high, low = low >> 8, low & 0xFF
+        run[11::32] = _LOW[low : low + count]
+        if low + count > 256:
+            run[10::32] = bytes((high,)) * (256 - low) + bytes((high + 1,)) * (low + count - 256)
         run[28::32] = headers[16::UTP_BYTES]
         run[29::32] = headers[17::UTP_BYTES]
         return run
