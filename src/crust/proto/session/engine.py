@@ -254,7 +254,7 @@ class Session:
             group.add(frames.serialize_signature_delay(self.delivery.take_delay()))
         if path.resend is not None:
             self._resend(path, group)
-            self.more = True
+            self.more = self.more or path.resend is not None
         if path.resend is None:
             outbox.fill(group, now)
             self.more = self.more or outbox.is_full(group) or self.streams.table.grant_due
