@@ -7,6 +7,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+import crust.node.node  # noqa: F401 - loaded before a test takes the time of anything
 from crust.node.mapping import PortMappings
 
 # No deadline: the machines that run the suite are shared, and a slow one is no failure. "ci" draws the same examples
