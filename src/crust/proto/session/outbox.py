@@ -31,7 +31,7 @@ FRAME_COST: Final = 64
 """Bytes of retention that a frame costs beside its data."""
 
 PRIORITIES: Final = 8
-GROUP_PAYLOADS: Final = 4  # 256 KiB in one write: larger gains nothing, and delays an urgent message
+GROUP_PAYLOADS: Final = 4  # 256 KiB in one write: over TCP, larger gains nothing; it delays an urgent message
 _CONTROL_ROOM: Final = frames.RECORD_LIMIT - 512
 _CONTROL_FRAME: Final = frames.INLINE_LIMIT + 1024  # the largest control frame, and a signature behind it
 _EXPIRY_PAUSE: Final = 0.5
