@@ -14,13 +14,7 @@ from typing import Any, Final
 from crust.errors import ConnectionClosed, CrustError, PeerLost, RemoteProtocolError
 from crust.proto.session.datagram import DATAGRAM_LIMIT, DatagramQueue
 from crust.proto.session.delivery import Delivery
-from crust.proto.session.events import (
-    DatagramReceived,
-    PathDead,
-    ServiceReceived,
-    SessionEnded,
-    SessionEvent,
-)
+from crust.proto.session.events import DatagramReceived, PathDead, ServiceReceived, SessionEnded, SessionEvent
 from crust.proto.session.flush import FlushMark
 from crust.proto.session.inbox import Inbox
 from crust.proto.session.limits import Limits
