@@ -143,8 +143,10 @@ class TestCookieQueue:
     """Cookies under a flood; who comes for the first time sends again as a dial does."""
 
     def flood(self, queue: CookieQueue, sources: list[bytes], began: float, seconds: float) -> int:
+        first = round(began * FLOOD_RATE)  # they come one after the other, whoever else asks in between
         return sum(
-            queue.takes(sources[at % len(sources)], began + at / FLOOD_RATE) for at in range(int(seconds * FLOOD_RATE))
+            queue.takes(sources[at % len(sources)], at / FLOOD_RATE)
+            for at in range(first, first + round(seconds * FLOOD_RATE))
         )
 
     def waited(self, queue: CookieQueue, sources: list[bytes], newcomer: bytes, began: float) -> float:
