@@ -57,8 +57,10 @@ ANSWER_RATE: Final = 500.0
 ANSWER_BURST: Final = 500.0
 # Requests whose copies are known without opening them: 1.2 MiB.
 REQUESTS_REMEMBERED: Final = 4096
-# As WireGuard: a cookie is good for two minutes, at most twice as long.
+# The secret of cookies changes as often as WireGuard's. The one before is good for as long as a dial may take, and not
+# longer, as looking at it doubles what an invented cookie costs us.
 COOKIE_SECONDS: Final = 120.0
+COOKIE_GRACE: Final = 30.0
 
 # After so many bytes in a row, silence of these lengths (or three round trips, doubled each time) makes the receiver
 # say a word: its NAT may have given it another address, at which the peer cannot know it.

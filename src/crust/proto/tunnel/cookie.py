@@ -16,6 +16,7 @@ from crust.proto.tunnel.constants import (
     ADDRESSES_KEPT,
     ASKED_SECONDS,
     COOKIE_AGAIN_RATE,
+    COOKIE_GRACE,
     COOKIE_REPLY_BURST,
     COOKIE_REPLY_RATE,
     COOKIE_SECONDS,
@@ -97,12 +98,14 @@ class CookieJar:
         """Whether a message 1 with this salt proves that its sender got a cookie at this address."""
         self._turn(now)
         # Not compared in constant time: a guess costs a message and gains one handshake.
-        return any(proof == prove(_make(secret, address), salt) for secret in (self._secret, self._previous))
+        if proof == prove(_make(self._secret, address), salt):
+            return True
+        return now < self._changed + COOKIE_GRACE and proof == prove(_make(self._previous, address), salt)
 
     def _turn(self, now: float) -> None:
         age = now - self._changed
         if age >= COOKIE_SECONDS:
-            self._previous = self._secret if age < 2 * COOKIE_SECONDS else self._random(32)
+            self._previous = self._secret if age < COOKIE_SECONDS + COOKIE_GRACE else self._random(32)
             self._secret = self._random(32)
             self._changed = now
 

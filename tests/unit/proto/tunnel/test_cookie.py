@@ -9,6 +9,7 @@ from crust.proto.tunnel.constants import (
     ADDRESS_RATE,
     ADDRESSES_KEPT,
     COOKIE_AGAIN_RATE,
+    COOKIE_GRACE,
     COOKIE_REPLY_BURST,
     COOKIE_REPLY_RATE,
     COOKIE_SECONDS,
@@ -70,7 +71,8 @@ class TestCookieJar:
         proof = prove(jar.cookie(b"here", 0.0), SALT)
         assert jar.accepts(proof, b"here", SALT, COOKIE_SECONDS - 1)
         assert jar.accepts(proof, b"here", SALT, COOKIE_SECONDS + 1)
-        assert not jar.accepts(proof, b"here", SALT, 2 * COOKIE_SECONDS + 1)
+        assert jar.accepts(proof, b"here", SALT, COOKIE_SECONDS + COOKIE_GRACE)
+        assert not jar.accepts(proof, b"here", SALT, COOKIE_SECONDS + COOKIE_GRACE + 1)
 
     def test_nothing_is_left_after_a_long_silence(self) -> None:
         jar = CookieJar(some_random().randbytes, 0.0)
