@@ -222,10 +222,11 @@ class TestFailures:
 
     async def test_cancelled(self) -> None:
         async with nothing_left(), node(listen=[], **UTP) as alice, UdpProxy(9) as proxy:
-            proxy.closed = True
+            arrived = asyncio.Event()
+            proxy.keep = lambda data: arrived.set() is not None
             bob = crust.Identity.generate()
             dial = asyncio.create_task(alice.connect(target(bob.id, proxy.port)))
-            await asyncio.sleep(0.05)
+            await soon(arrived.wait())
             dial.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await dial
@@ -248,7 +249,7 @@ class TestIncoming:
             knocks = bob.incoming()
             dial = asyncio.create_task(alice.connect(await bob.contact()))
             incoming = await soon(anext(knocks))
-            await asyncio.sleep(1.2)
+            await eventually(lambda: alice.stats["udp.datagrams_sent"] >= 4)  # it has asked again and again
             theirs = await soon(incoming.accept())
             await exchange(await soon(dial), theirs)
 
@@ -271,14 +272,14 @@ class TestIncoming:
             knocks = bob.incoming()
             dial = asyncio.create_task(alice.connect(await bob.contact()))
             incoming = await soon(anext(knocks))
-            await asyncio.sleep(0.1)
+            await eventually(lambda: len(incoming._inbounds) == 2)
             theirs = await soon(incoming.accept())
             ours = await soon(dial)
             await exchange(ours, theirs)
             await eventually(lambda: ours.stats["paths"] == theirs.stats["paths"] == 2)
             another = asyncio.ensure_future(anext(knocks))
             queued = asyncio.ensure_future(anext(bob))
-            await asyncio.sleep(0.1)
+            await exchange(ours, theirs)
             assert not another.done()
             assert not queued.done()
             another.cancel()
@@ -382,7 +383,7 @@ class TestRace:
     async def test_restricted(self) -> None:
         async with node(transports=["tcp"]) as alice, node(**BOTH) as bob:
             ours = await soon(alice.connect(await bob.contact()))
-            await asyncio.sleep(0.1)
+            await soon(ours.ping())
             assert ours.stats["paths"] == 1
             assert ours.report is not None
             assert {attempt.transport for attempt in ours.report.attempts} == {"tcp"}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from crust.crypto.keys import PeerId
@@ -338,33 +339,13 @@ class Dials:
         mode: _Mode,
         terms: Terms | None = None,
     ) -> DialledPath | Connection:
-        """Race all addresses; what comes in from the peer meanwhile wins, too.
+        """Race the addresses that are known, and those that come through rendezvous nodes; what comes in from the peer
+        meanwhile wins, too.
 
         Raises:
             TimeoutError: the time is up.
             ConnectError: every address failed.
         """
-        loop, peer = self._core.loop, contact.id
-        arrival: asyncio.Future[Connection] = loop.create_future()
-        self._arrivals[peer] = arrival
-        try:
-            async with asyncio.timeout_at(loop.time() + limit):
-                return await self._run_race(contact, report, started, limit, mode, terms, arrival)
-        finally:
-            if self._arrivals.get(peer) is arrival:
-                del self._arrivals[peer]
-
-    async def _run_race(
-        self,
-        contact: Contact,
-        report: Report,
-        started: float,
-        limit: float,
-        mode: _Mode,
-        terms: Terms | None,
-        arrival: asyncio.Future[Connection],
-    ) -> DialledPath | Connection:
-        """Race the addresses that are known, and those that come through rendezvous nodes."""
         peer, known, claimed = contact.id, self.known(contact.id), self.claimed(contact.id)
         feed = CandidateFeed(() if mode is _Mode.SWAPPED else claimed, known)
         feed.terms = terms
@@ -384,13 +365,26 @@ class Dials:
             feed.close()
         self._feeds[peer] = feed
         try:
-            return await self._dialler.race(peer, feed, report, started, arrival)
+            async with asyncio.timeout(limit):
+                with self._arrival(peer) as arrival:
+                    return await self._dialler.race(peer, feed, report, started, arrival)
         finally:
             self.explainer.nats(report, feed.terms)
             if self._feeds.get(peer) is feed:
                 del self._feeds[peer]
             if calling is not None:
                 calling.cancel()
+
+    @contextlib.contextmanager
+    def _arrival(self, peer: PeerId) -> Iterator[asyncio.Future[Connection]]:
+        """Be told of the connection that comes in from a peer while it is dialled."""
+        arrival: asyncio.Future[Connection] = self._core.loop.create_future()
+        self._arrivals[peer] = arrival
+        try:
+            yield arrival
+        finally:
+            if self._arrivals.get(peer) is arrival:
+                del self._arrivals[peer]
 
     def _how_to_punch(self, mode: _Mode, limit: float) -> Punch:
         """The times of a dial: our answer travels about as long as to our rendezvous and back."""
